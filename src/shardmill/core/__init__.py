@@ -1,0 +1,1 @@
+"""The nouns: names, refs, specs, metadata, ranges, conditions, wire types, errors and the protocols between siblings."""

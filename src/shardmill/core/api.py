@@ -1,0 +1,186 @@
+"""Wire types of the JSON API; version 1. Both ends validate against them and unknown fields are refused.
+
+Bytes travel as base64 (msgspec's JSON rule). Times are Unix seconds, sizes bytes.
+"""
+
+from typing import Literal
+
+import msgspec
+
+Kind = Literal["sample"]
+
+
+class ErrorBody(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The body of every error answer."""
+
+    code: str
+    message: str
+    request_id: str
+    traceback: str | None = None
+    """The user's own traceback."""
+
+
+class BucketInfo(msgspec.Struct, frozen=True):
+    uri: str
+    backing: str
+    """`pool`, `dir` or the remote store; never a path."""
+    writable: bool
+
+
+class Buckets(msgspec.Struct, frozen=True):
+    buckets: list[BucketInfo]
+
+
+class ObjectInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    key: str
+    size: int
+    modified: float
+    etag: str | None = None
+    checksum: str | None = None
+    user: dict[str, str] = {}
+
+
+class ObjectPage(msgspec.Struct, frozen=True):
+    objects: list[ObjectInfo]
+    prefixes: list[str]
+    next: str | None
+
+
+class Code(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A function as it travels: opaque to all but the worker."""
+
+    encoding: Literal["cloudpickle", "source"]
+    payload: bytes
+    form: str
+    """64 hex digits: hash of the code's normal form."""
+    python: str
+    """The client's Python minor, e.g. `3.11`."""
+    modules: list[str] = []
+    """Top-level installed modules that the code imports."""
+    label: str = ""
+    """`file:line` of the function on the client, for messages."""
+
+
+class TransformRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /api/transforms`."""
+
+    name: str
+    code: Code
+    kind: Kind = "sample"
+    decoder: str | None = "pil"
+    """What WebDataset's `decode` would be given; None leaves fields as bytes."""
+    fields: list[str] | None = None
+    """Decode only these fields."""
+    args: dict[str, object] | None = None
+    """Keyword arguments of the function, JSON."""
+    environment: str | None = None
+    allow_pickle: bool = False
+    probe: str | None = None
+    """`provider://bucket/key` of a shard to try a few samples of."""
+
+
+class ProbeReport(msgspec.Struct, frozen=True):
+    """What a probe of a few samples found."""
+
+    samples: int
+    deterministic: bool
+    """Ran twice with other seeds: same bytes, and no generator moved."""
+    reproducible: bool
+    """Same seed, other order, fresh worker: same bytes."""
+    seconds_per_sample: float
+    bytes_in: int
+    bytes_out: int
+
+
+class TransformInfo(msgspec.Struct, frozen=True):
+    """One registered version."""
+
+    name: str
+    digest: str
+    """All 64 hex digits."""
+    uuid: str
+    """`name@` + 12 digits (+ `,args=`), the start of a spec."""
+    kind: Kind
+    decoder: str | None
+    fields: list[str] | None
+    python: str
+    modules: list[str]
+    environment: str
+    label: str
+    created: float
+    args: dict[str, object] | None = None
+    probe: ProbeReport | None = None
+
+
+class TransformStatistics(msgspec.Struct, frozen=True):
+    """Totals of one version since the node started; seconds summed over workers."""
+
+    runs: int = 0
+    samples: int = 0
+    failures: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    seconds_read: float = 0.0
+    seconds_decode: float = 0.0
+    seconds_user: float = 0.0
+    seconds_encode: float = 0.0
+
+
+class TransformDetails(msgspec.Struct, frozen=True):
+    transform: TransformInfo
+    statistics: TransformStatistics
+
+
+class Transforms(msgspec.Struct, frozen=True):
+    transforms: list[TransformInfo]
+
+
+class FailureInfo(msgspec.Struct, frozen=True):
+    """One failed sample or run."""
+
+    time: float
+    request: str
+    transform: str
+    """`name@` + 12 digits."""
+    bucket: str
+    object: str
+    """Key of the shard."""
+    version: str
+    """Source version of the shard."""
+    sample: str | None
+    """Key of the sample; None when the run itself failed."""
+    ordinal: int | None
+    message: str
+    traceback: str | None
+    seed: int | None = None
+    output: str | None = None
+    """The end of what the function printed."""
+
+
+class Failures(msgspec.Struct, frozen=True):
+    failures: list[FailureInfo]
+    total: int
+    """All that matched; the first 100 of a version are kept in full, later ones only counted."""
+
+
+class EnvironmentInfo(msgspec.Struct, frozen=True):
+    name: str
+    state: Literal["cold", "starting", "warm", "failed"]
+    python: str | None
+    id: str | None
+    """Hash of Python, ABI, architecture, CPU level and the installed distributions."""
+    interpreter: str
+    """File name of the interpreter, without its directory."""
+    preloaded: list[str]
+    error: str | None = None
+
+
+class ConfigInfo(msgspec.Struct, frozen=True):
+    """`GET /api/config`; secrets are masked."""
+
+    version: str
+    workers: int
+    settings: dict[str, object]
+    environments: list[EnvironmentInfo]
+    isolation: dict[str, bool]
+    """Layers around user code: name → active."""

@@ -1,0 +1,208 @@
+"""The error tree: raised by a node, carried on the wire by `code`, raised again by the SDK.
+
+ShardmillError                                       code                     status  retry
+├─ BadRequest            (ValueError)                bad_request              400     no
+├─ Unauthenticated       (PermissionError)           unauthenticated          401     no
+├─ AccessDenied          (PermissionError)           access_denied            403     no
+│  └─ BucketReadOnly                                 bucket_read_only         403     no
+├─ NotFound              (FileNotFoundError)         not_found                404     no
+│  ├─ BucketNotFound                                 bucket_not_found         404     no
+│  ├─ ObjectNotFound                                 object_not_found         404     no
+│  ├─ MemberNotFound                                 member_not_found         404     no
+│  └─ TransformNotFound                              transform_not_found      404     no
+├─ MethodNotAllowed                                  method_not_allowed       405     no
+├─ RequestTimeout        (TimeoutError)              request_timeout          408     no
+├─ Conflict                                          conflict                 409     no
+├─ PreconditionFailed                                precondition_failed      412     no
+├─ TooLarge                                          too_large                413     no
+├─ UnsupportedMediaType                              unsupported_media_type   415     no
+├─ RangeNotSatisfiable                               range_not_satisfiable    416     no
+├─ TransformFailed                                   transform_failed         422     no: user code raised, or a cap was passed
+│  ├─ BadShard                                       bad_shard                422     no: the source is not a good tar shard
+│  ├─ SampleOutOfRange                               sample_out_of_range      422     no
+│  └─ EnvironmentUnfit                               environment_unfit        422     no: no interpreter fits the code
+├─ ServerError                                       internal                 500     no
+│  └─ CorruptObject                                  corrupt_object           500     no
+├─ BackendUnavailable    (ConnectionError)           backend_unavailable      502     yes
+├─ Busy                                              busy                     503     yes, after Retry-After
+└─ InsufficientStorage   (OSError)                   insufficient_storage     507     no
+"""
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+
+class ShardmillError(Exception):
+    """Anything a node answers with an error status."""
+
+    code: ClassVar[str] = "internal"
+    status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        traceback: str | None = None,
+        request_id: str | None = None,
+        retry_after: int | None = None,
+        size: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.traceback = traceback
+        """The user's own traceback, with the client's file names; never one of the server."""
+        self.request_id = request_id
+        self.retry_after = retry_after
+        """Seconds; sent as Retry-After."""
+        self.size = size
+        """Bytes of the object, for `Content-Range: bytes */SIZE`."""
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class BadRequest(ShardmillError, ValueError):
+    code = "bad_request"
+    status = 400
+
+
+class Unauthenticated(ShardmillError, PermissionError):
+    code = "unauthenticated"
+    status = 401
+
+
+class AccessDenied(ShardmillError, PermissionError):
+    code = "access_denied"
+    status = 403
+
+
+class BucketReadOnly(AccessDenied):
+    code = "bucket_read_only"
+
+
+class NotFound(ShardmillError, FileNotFoundError):
+    code = "not_found"
+    status = 404
+
+
+class BucketNotFound(NotFound):
+    code = "bucket_not_found"
+
+
+class ObjectNotFound(NotFound):
+    code = "object_not_found"
+
+
+class MemberNotFound(NotFound):
+    code = "member_not_found"
+
+
+class TransformNotFound(NotFound):
+    code = "transform_not_found"
+
+
+class MethodNotAllowed(ShardmillError):
+    code = "method_not_allowed"
+    status = 405
+
+
+class RequestTimeout(ShardmillError, TimeoutError):
+    code = "request_timeout"
+    status = 408
+
+
+class Conflict(ShardmillError):
+    code = "conflict"
+    status = 409
+
+
+class PreconditionFailed(ShardmillError):
+    code = "precondition_failed"
+    status = 412
+
+
+class TooLarge(ShardmillError):
+    code = "too_large"
+    status = 413
+
+
+class UnsupportedMediaType(ShardmillError):
+    code = "unsupported_media_type"
+    status = 415
+
+
+class RangeNotSatisfiable(ShardmillError):
+    code = "range_not_satisfiable"
+    status = 416
+
+
+class TransformFailed(ShardmillError):
+    code = "transform_failed"
+    status = 422
+
+
+class BadShard(TransformFailed):
+    code = "bad_shard"
+
+
+class SampleOutOfRange(TransformFailed):
+    code = "sample_out_of_range"
+
+
+class EnvironmentUnfit(TransformFailed):
+    code = "environment_unfit"
+
+
+class ServerError(ShardmillError):
+    code = "internal"
+    status = 500
+
+
+class CorruptObject(ServerError):
+    code = "corrupt_object"
+
+
+class BackendUnavailable(ShardmillError, ConnectionError):
+    code = "backend_unavailable"
+    status = 502
+    retryable = True
+
+
+class Busy(ShardmillError):
+    code = "busy"
+    status = 503
+    retryable = True
+
+
+class InsufficientStorage(ShardmillError, OSError):
+    code = "insufficient_storage"
+    status = 507
+
+
+def error_types() -> dict[str, type[ShardmillError]]:
+    """Every error by its code, as documented and as raised again by the SDK."""
+
+    def walk(parent: type[ShardmillError]) -> Iterator[type[ShardmillError]]:
+        for child in parent.__subclasses__():
+            yield child
+            yield from walk(child)
+
+    return {error.code: error for error in reversed(list(walk(ShardmillError))) if "code" in vars(error)}
+
+
+def error_from_wire(
+    code: str,
+    message: str,
+    *,
+    status: int,
+    traceback: str | None = None,
+    request_id: str | None = None,
+    retry_after: int | None = None,
+) -> ShardmillError:
+    """The error a node meant, raised again on the client; an unknown code falls back to the status."""
+    types = error_types()
+    found = types.get(code)
+    if found is None:
+        found = next((error for error in types.values() if error.status == status), ServerError)
+    return found(message, traceback=traceback, request_id=request_id, retry_after=retry_after)

@@ -1,0 +1,33 @@
+"""What is known of an object beside its bytes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectMeta:
+    """One version of an object, as a HEAD tells it. Length, ETag and bytes of an answer are always of one version."""
+
+    key: str
+    size: int
+    """Bytes."""
+    etag: str | None
+    """Strong, without quotes."""
+    version: str
+    """Source version: what identifies the bytes behind the ref; part of a result's key."""
+    modified: float
+    """Unix time, seconds."""
+    checksum: str | None = None
+    """`xxh3:` + 32 hex digits of xxh3-128 over the bytes, where the store knows it."""
+    user: Mapping[str, str] = field(default_factory=dict)
+    """User metadata, names in lower case."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListPage:
+    """One page of a listing, keys ordered by their UTF-8 bytes; `prefixes` are the rolled-up common prefixes."""
+
+    objects: tuple[ObjectMeta, ...]
+    prefixes: tuple[str, ...]
+    next: str | None
+    """Pass as `after` for the next page; None at the end."""

@@ -1,0 +1,116 @@
+"""Protocols where siblings meet: what a store hands out, and what a face or a run needs of it."""
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Protocol
+
+from shardmill.core.conditions import Conditions
+from shardmill.core.meta import ListPage, ObjectMeta
+
+
+class Source(Protocol):
+    """One opened version of an object: a descriptor plus the promise of which bytes are there.
+
+    Resources: the opener closes it; the descriptor is invalid afterwards.
+    """
+
+    @property
+    def meta(self) -> ObjectMeta: ...
+
+    @property
+    def descriptor(self) -> int:
+        """Readable by `os.pread`; payload byte 0 is at `offset` 0."""
+        ...
+
+    async def ensure(self, start: int, stop: int) -> None:
+        """Wait until bytes [start, stop) are on disk and verified; clamped to the size.
+
+        Raises:
+            CorruptObject: A block fails its checksum.
+            BackendUnavailable: The origin stopped answering.
+            Conflict: The object changed under the reader; the answer must be cut.
+        """
+        ...
+
+    async def check_unchanged(self) -> None:
+        """Raise Conflict when the bytes behind the descriptor are no longer those of `meta`."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class OpenObject(Protocol):
+    async def open(self, key: str) -> Source:
+        """Open the current version.
+
+        Raises:
+            ObjectNotFound: There is none.
+        """
+        ...
+
+
+class HeadObject(Protocol):
+    async def head(self, key: str) -> ObjectMeta:
+        """The current version's metadata; raises ObjectNotFound."""
+        ...
+
+
+class ListObjects(Protocol):
+    async def list(self, *, prefix: str, delimiter: str, after: str, limit: int) -> ListPage:
+        """One page in key order of what starts with `prefix` and sorts after `after`.
+
+        With a delimiter, keys that have it after the prefix are rolled up into prefixes; both count to `limit`.
+        """
+        ...
+
+
+class PutObject(Protocol):
+    async def put(
+        self,
+        key: str,
+        body: AsyncIterator[bytes | bytearray | memoryview],
+        *,
+        size: int | None,
+        user: Mapping[str, str],
+        conditions: Conditions,
+        checksum: str | None,
+    ) -> "PutResult":
+        """Store one object; when it returns, the bytes are durable as the bucket promises.
+
+        Args:
+            key: Checked by the caller.
+            body: The bytes; an exception from it leaves the old object in place.
+            size: Announced length in bytes, or None for a chunked body.
+            user: User metadata, at most 2 KiB in all.
+            conditions: Judged against the version that is replaced, atomically with the replacement.
+            checksum: `xxh3:HEX` that the bytes must have, or None.
+
+        Raises:
+            PreconditionFailed: The conditions do not hold.
+            BadRequest: The body is shorter or longer than `size`, or its checksum differs.
+            InsufficientStorage: The disk is full.
+        """
+        ...
+
+
+class DeleteObject(Protocol):
+    async def delete(self, key: str, *, conditions: Conditions) -> None:
+        """Remove the object, durably; raises ObjectNotFound or PreconditionFailed."""
+        ...
+
+
+class PutResult(Protocol):
+    @property
+    def meta(self) -> ObjectMeta: ...
+
+    @property
+    def created(self) -> bool:
+        """False: an existing object was replaced."""
+        ...
+
+
+class ReadStore(OpenObject, HeadObject, ListObjects, Protocol):
+    """A bucket that can be read."""
+
+
+class WriteStore(ReadStore, PutObject, DeleteObject, Protocol):
+    """A bucket that can be read and written."""
