@@ -1,0 +1,403 @@
+"""Settings of a node: file (TOML) < environment `SHARDMILL_<SECTION>_<NAME>` < flags; all errors reported at once.
+
+Each setting is declared once, with its unit, default and a sentence; the documentation and `--help` are made from these.
+Parts of the program receive values or a section, never read the environment themselves.
+"""
+
+import os
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from shardmill.core.errors import BadRequest
+from shardmill.core.refs import Bucket
+
+MIB = 1 << 20
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", re.IGNORECASE)
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?")
+_SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_ENVIRONMENT_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+
+class ConfigError(ValueError):
+    """Everything that is wrong with the settings, one line each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = list(problems)
+
+
+class Size(int):
+    """Bytes; written as a number or with a unit, e.g. `64MiB`, `1GB`."""
+
+
+class Seconds(float):
+    """A duration; written as a number of seconds or with a unit, e.g. `500ms`, `5m`."""
+
+
+def _setting(default: Any, doc: str) -> Any:
+    return field(default=default, metadata={"doc": doc})
+
+
+def _default_data() -> Path:
+    base = os.environ.get("XDG_DATA_HOME") or os.path.join(os.path.expanduser("~"), ".local", "share")
+    return Path(base) / "shardmill"
+
+
+def available_cores() -> int:
+    """Cores this process may use: its affinity, cut by a cgroup's CPU quota; at least 1."""
+    cores = float(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else float(os.cpu_count() or 1)
+    quota = _cgroup_cores()
+    return max(1, int(min(cores, quota) if quota else cores))
+
+
+def _cgroup_cores() -> float | None:
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        pass
+    try:
+        base = Path("/sys/fs/cgroup/cpu")
+        quota_us = int((base / "cpu.cfs_quota_us").read_text())
+        return quota_us / int((base / "cpu.cfs_period_us").read_text()) if quota_us > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """`[server]`: where the node listens and how long it waits for peers."""
+
+    listen: str = _setting("127.0.0.1:51080", "Address and port; port 0 takes a free one.")
+    data: Path = _setting(Path(), "Data directory; default `$XDG_DATA_HOME/shardmill`.")
+    hosts: tuple[str, ...] = _setting((), "Further host names that requests may carry, beside loopback.")
+    tls_cert: Path | None = _setting(None, "Certificate chain (PEM).")
+    tls_key: Path | None = _setting(None, "Private key (PEM) of the certificate.")
+    insecure_no_auth: bool = _setting(False, "Listen on other than loopback without credentials.")
+    drain: Seconds = _setting(Seconds(30), "Seconds that answers may still take after SIGTERM.")
+    header_timeout: Seconds = _setting(Seconds(20), "Seconds for a request's head to arrive.")
+    idle_timeout: Seconds = _setting(Seconds(75), "Seconds that an idle connection is kept.")
+    body_timeout: Seconds = _setting(Seconds(60), "Seconds without a byte of an upload before 408.")
+    send_timeout: Seconds = _setting(Seconds(300), "Seconds a reader may take no byte before its answer is cut.")
+    max_connections: int = _setting(4096, "Open connections; further ones are closed.")
+    log_level: str = _setting("info", "debug, info, warning or error.")
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of `listen`."""
+        host, _, port = self.listen.rpartition(":")
+        return host.strip("[]") or "127.0.0.1", int(port)
+
+
+@dataclass(frozen=True, slots=True)
+class StorageSettings:
+    """`[storage]`: the node's own disk."""
+
+    max_object: Size = _setting(Size(1 << 40), "Largest object accepted, bytes.")
+    threads: int = _setting(16, "Threads for disk calls.")
+    durability: Literal["power", "kill"] = _setting("power", "What a stored object survives: a power cut, or a kill only.")
+    links: Literal["refuse", "follow"] = _setting("refuse", "Symbolic links in directory buckets.")
+
+
+@dataclass(frozen=True, slots=True)
+class TransformSettings:
+    """`[transforms]`: worker processes and the bounds of a run."""
+
+    workers: int = _setting(0, "Samples in work at once; 0: the cores this process may use.")
+    sample_timeout: Seconds = _setting(Seconds(60), "Seconds one sample may take.")
+    object_timeout: Seconds = _setting(Seconds(3600), "Seconds of work one object may take; waiting for a reader not counted.")
+    load_timeout: Seconds = _setting(Seconds(60), "Seconds for imports and for loading a function.")
+    memory: Size = _setting(Size(4 << 30), "Memory of one worker process, bytes.")
+    run_window: Size = _setting(Size(32 * MIB), "Bytes that a run may be ahead of its reader.")
+    node_window: Size = _setting(Size(512 * MIB), "Bytes that all runs together may be ahead.")
+    max_sample: Size = _setting(Size(1 << 30), "Largest output of one sample, bytes.")
+    max_fan_out: int = _setting(100_000, "Most samples that one sample may become.")
+    max_print: Size = _setting(Size(16 * MIB), "Most bytes a function may print per batch of samples.")
+    max_runs: int = _setting(256, "Runs at once; beyond, 503.")
+    idle_workers: Seconds = _setting(Seconds(60), "Seconds that an idle worker process is kept.")
+    max_code: Size = _setting(Size(64 * MIB), "Largest function that can be registered, bytes.")
+
+    @property
+    def worker_count(self) -> int:
+        return self.workers or available_cores()
+
+
+@dataclass(frozen=True, slots=True)
+class BucketSettings:
+    """`[[bucket]]`: one bucket and what is behind it."""
+
+    uri: str = _setting("", "`provider://name`.")
+    backing: str = _setting("", "`pool`, `dir:PATH` (read-only) or `dir-rw:PATH`; default: `pool` for ais.")
+
+    @property
+    def bucket(self) -> Bucket:
+        return Bucket.parse(self.uri)
+
+    @property
+    def directory(self) -> Path | None:
+        """The directory behind it, if it is one."""
+        kind, _, path = self.backing.partition(":")
+        return Path(path).expanduser().absolute() if kind in ("dir", "dir-rw") else None
+
+    @property
+    def writable(self) -> bool:
+        return not self.backing.startswith("dir:")
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentSettings:
+    """`[[env]]`: an interpreter in which transforms may run."""
+
+    name: str = _setting("", "Its name; `default` is the node's own interpreter.")
+    python: Path = _setting(Path(), "Path of the interpreter.")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All settings of a node."""
+
+    server: ServerSettings = ServerSettings()
+    storage: StorageSettings = StorageSettings()
+    transforms: TransformSettings = TransformSettings()
+    buckets: tuple[BucketSettings, ...] = ()
+    environments: tuple[EnvironmentSettings, ...] = ()
+
+
+SECTIONS: dict[str, type] = {"server": ServerSettings, "storage": StorageSettings, "transforms": TransformSettings}
+
+
+def load_config(
+    file: Path | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    flags: Mapping[str, Mapping[str, Any]] | None = None,
+    buckets: Sequence[str] = (),
+    environments: Sequence[str] = (),
+) -> Config:
+    """Merge file, environment and flags into one checked configuration.
+
+    Args:
+        file: TOML file, or None.
+        environ: Variables to read `SHARDMILL_<SECTION>_<NAME>` from; default: the process's.
+        flags: Section → setting → value (text or typed); None values are not given.
+        buckets: `URI[=BACKING]` of `--bucket` flags, added to (and overriding) the file's.
+        environments: `NAME=PYTHON` of `--env` flags.
+
+    Raises:
+        ConfigError: With every problem found, one line each.
+    """
+    problems: list[str] = []
+    document = _read_file(file, problems)
+    sections: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
+    for name, settings in SECTIONS.items():
+        table = document.pop(name, {})
+        if not isinstance(table, dict):
+            problems.append(f"{file}: [{name}] is not a table")
+            continue
+        _merge(sections[name], settings, table, f"{file}: {name}.", problems)
+    bucket_tables = _tables(document.pop("bucket", []), BucketSettings, f"{file}: bucket", problems)
+    environment_tables = _tables(document.pop("env", []), EnvironmentSettings, f"{file}: env", problems)
+    problems += [f"{file}: unknown section {name!r}; known: {', '.join(SECTIONS)}, bucket, env" for name in document]
+
+    variables = os.environ if environ is None else environ
+    for name, settings in SECTIONS.items():
+        prefix = f"SHARDMILL_{name.upper()}_"
+        table = {key.removeprefix(prefix).lower(): value for key, value in variables.items() if key.startswith(prefix)}
+        _merge(sections[name], settings, table, prefix, problems, upper=True)
+    for name, given in (flags or {}).items():
+        table = {key: value for key, value in given.items() if value is not None}
+        _merge(sections[name], SECTIONS[name], table, "--", problems)
+
+    bucket_tables += [_parse_bucket(text) for text in buckets]
+    environment_tables += [_parse_environment(text, problems) for text in environments]
+    config = Config(
+        server=ServerSettings(**sections["server"]),
+        storage=StorageSettings(**sections["storage"]),
+        transforms=TransformSettings(**sections["transforms"]),
+        buckets=_checked_buckets(bucket_tables, problems),
+        environments=_checked_environments(environment_tables, problems),
+    )
+    if config.server.data == Path():
+        config = replace(config, server=replace(config.server, data=_default_data()))
+    _check(config, problems)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def parse_value(kind: Any, value: Any) -> Any:
+    """A setting's value from text or TOML.
+
+    Raises:
+        ValueError: It is not of that kind; the message says what is.
+    """
+    origin = typing.get_origin(kind)
+    if origin is Literal:
+        if value not in typing.get_args(kind):
+            raise ValueError(f"is not one of {', '.join(typing.get_args(kind))}")
+        return value
+    if origin in (types.UnionType, typing.Union):
+        return parse_value(next(arg for arg in typing.get_args(kind) if arg is not type(None)), value)
+    if origin is tuple:
+        items = value.split(",") if isinstance(value, str) else list(value)
+        return tuple(str(item).strip() for item in items if str(item).strip())
+    return _PARSERS[kind](value)
+
+
+def _parse_size(value: Any) -> Size:
+    match = _SIZE.fullmatch(str(value).strip())
+    if match is None:
+        raise ValueError("is not a size such as 64MiB or 1000000")
+    return Size(float(match[1]) * _UNITS[(match[2] or "").lower()])
+
+
+def _parse_seconds(value: Any) -> Seconds:
+    match = _DURATION.fullmatch(str(value).strip())
+    if match is None:
+        raise ValueError("is not a duration such as 30, 500ms or 5m")
+    return Seconds(float(match[1]) * _SECONDS[match[2] or ""])
+
+
+def _parse_bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if str(value).lower() in ("1", "true", "yes", "on"):
+        return True
+    if str(value).lower() in ("0", "false", "no", "off", ""):
+        return False
+    raise ValueError("is not true or false")
+
+
+def _parse_int(value: Any) -> int:
+    if isinstance(value, bool) or not re.fullmatch(r"\d{1,9}", str(value)):
+        raise ValueError("is not a whole number of at least 0")
+    return int(value)
+
+
+_PARSERS: dict[Any, Any] = {
+    Size: _parse_size,
+    Seconds: _parse_seconds,
+    bool: _parse_bool,
+    int: _parse_int,
+    str: str,
+    Path: lambda value: Path(str(value)).expanduser().absolute(),
+}
+
+
+def _read_file(file: Path | None, problems: list[str]) -> dict[str, Any]:
+    if file is None:
+        return {}
+    try:
+        return tomllib.loads(file.read_text())
+    except OSError as error:
+        problems.append(f"{file}: {error.strerror}")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        problems.append(f"{file}: {error}")
+    return {}
+
+
+def _merge(
+    into: dict[str, Any], settings: type, table: Mapping[str, Any], where: str, problems: list[str], *, upper: bool = False
+) -> None:
+    kinds = typing.get_type_hints(settings)
+    known = {item.name for item in fields(settings)}
+    for name, value in table.items():
+        label = where + (name.upper() if upper else name.replace("_", "-") if where == "--" else name)
+        if name not in known:
+            problems.append(f"{label}: unknown setting; known: {', '.join(sorted(known))}")
+            continue
+        try:
+            into[name] = parse_value(kinds[name], value)
+        except (ValueError, TypeError) as error:
+            problems.append(f"{label}: {value!r} {error}")
+
+
+def _tables(tables: Any, settings: type, where: str, problems: list[str]) -> list[Any]:
+    if not isinstance(tables, list):
+        problems.append(f"{where}: write it as [[{where.rpartition(' ')[2]}]]")
+        return []
+    parsed = []
+    for number, table in enumerate(tables, 1):
+        values: dict[str, Any] = {}
+        _merge(values, settings, table, f"{where} {number}: ", problems)
+        parsed.append(settings(**values))
+    return parsed
+
+
+def _parse_bucket(text: str) -> BucketSettings:
+    uri, _, backing = text.partition("=")
+    return BucketSettings(uri, backing)
+
+
+def _parse_environment(text: str, problems: list[str]) -> EnvironmentSettings:
+    name, equals, python = text.partition("=")
+    if not equals or not python:
+        problems.append(f"--env {text!r}: write NAME=/path/to/python")
+        return EnvironmentSettings(name or "invalid", Path("/"))
+    return EnvironmentSettings(name, Path(python).expanduser().absolute())
+
+
+def _checked_buckets(tables: Sequence[BucketSettings], problems: list[str]) -> tuple[BucketSettings, ...]:
+    """The buckets by URI, a later one in place of an earlier."""
+    checked: dict[Bucket, BucketSettings] = {}
+    for table in tables:
+        try:
+            bucket = Bucket.parse(table.uri)
+        except BadRequest as error:
+            problems.append(f"bucket {table.uri!r}: {error}")
+            continue
+        backing = table.backing or ("pool" if bucket.provider == "ais" else "")
+        settings = replace(table, uri=str(bucket), backing=backing)
+        if not backing:
+            problems.append(f"bucket {bucket}: remote stores are not served yet; give it a directory: {bucket}=dir:PATH")
+        elif settings.directory is not None:
+            if not settings.directory.is_dir():
+                problems.append(f"bucket {bucket}: {settings.directory} is not a directory")
+        elif backing != "pool":
+            problems.append(f"bucket {bucket}: unknown backing {backing!r}; write pool, dir:PATH or dir-rw:PATH")
+        checked[bucket] = settings
+    return tuple(checked.values())
+
+
+def _checked_environments(tables: Sequence[EnvironmentSettings], problems: list[str]) -> tuple[EnvironmentSettings, ...]:
+    checked: dict[str, EnvironmentSettings] = {}
+    for table in tables:
+        if not _ENVIRONMENT_NAME.fullmatch(table.name):
+            problems.append(f"environment {table.name!r}: bad name")
+        elif not os.access(table.python, os.X_OK) or table.python.is_dir():
+            problems.append(f"environment {table.name!r}: {table.python} is not an interpreter that can be run")
+        checked[table.name] = table
+    return tuple(checked.values())
+
+
+def _check(config: Config, problems: list[str]) -> None:
+    server = config.server
+    try:
+        host, port = server.address
+        if not 0 <= port <= 65535:
+            raise ValueError
+        if not is_loopback(host) and not server.insecure_no_auth:
+            problems.append(
+                f"listen {server.listen!r}: everyone who reaches it could run code on this machine; listen on 127.0.0.1, "
+                "or say --insecure-no-auth if the network is trusted"
+            )
+    except ValueError:
+        problems.append(f"listen {server.listen!r}: write HOST:PORT")
+    if (server.tls_cert is None) != (server.tls_key is None):
+        problems.append("tls: --tls-cert and --tls-key go together")
+    problems += [f"tls: {path} does not exist" for path in (server.tls_cert, server.tls_key) if path and not path.exists()]
+    if server.log_level not in ("debug", "info", "warning", "error"):
+        problems.append(f"log_level {server.log_level!r} is not one of debug, info, warning, error")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address can only mean this machine."""
+    return host in ("localhost", "::1") or host.startswith("127.")
