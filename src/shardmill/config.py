@@ -1,6 +1,6 @@
 """Settings of a node: file (TOML) < environment `SHARDMILL_<SECTION>_<NAME>` < flags; all errors reported at once.
 
-Each setting is declared once, with its unit, default and a sentence; the documentation and `--help` are made from these.
+Each setting is declared once, with its unit, default and a sentence; documentation and `--help` are made from these.
 Parts of the program receive values or a section, never read the environment themselves.
 """
 
@@ -103,7 +103,9 @@ class StorageSettings:
 
     max_object: Size = _setting(Size(1 << 40), "Largest object accepted, bytes.")
     threads: int = _setting(16, "Threads for disk calls.")
-    durability: Literal["power", "kill"] = _setting("power", "What a stored object survives: a power cut, or a kill only.")
+    durability: Literal["power", "kill"] = _setting(
+        "power", "What a stored object survives: a power cut, or a kill only."
+    )
     links: Literal["refuse", "follow"] = _setting("refuse", "Symbolic links in directory buckets.")
 
 
@@ -113,7 +115,9 @@ class TransformSettings:
 
     workers: int = _setting(0, "Samples in work at once; 0: the cores this process may use.")
     sample_timeout: Seconds = _setting(Seconds(60), "Seconds one sample may take.")
-    object_timeout: Seconds = _setting(Seconds(3600), "Seconds of work one object may take; waiting for a reader not counted.")
+    object_timeout: Seconds = _setting(
+        Seconds(3600), "Seconds of work one object may take; waiting for a reader not counted."
+    )
     load_timeout: Seconds = _setting(Seconds(60), "Seconds for imports and for loading a function.")
     memory: Size = _setting(Size(4 << 30), "Memory of one worker process, bytes.")
     run_window: Size = _setting(Size(32 * MIB), "Bytes that a run may be ahead of its reader.")
@@ -305,7 +309,13 @@ def _read_file(file: Path | None, problems: list[str]) -> dict[str, Any]:
 
 
 def _merge(
-    into: dict[str, Any], settings: type, table: Mapping[str, Any], where: str, problems: list[str], *, upper: bool = False
+    into: dict[str, Any],
+    settings: type,
+    table: Mapping[str, Any],
+    where: str,
+    problems: list[str],
+    *,
+    upper: bool = False,
 ) -> None:
     kinds = typing.get_type_hints(settings)
     known = {item.name for item in fields(settings)}
@@ -357,7 +367,9 @@ def _checked_buckets(tables: Sequence[BucketSettings], problems: list[str]) -> t
         backing = table.backing or ("pool" if bucket.provider == "ais" else "")
         settings = replace(table, uri=str(bucket), backing=backing)
         if not backing:
-            problems.append(f"bucket {bucket}: remote stores are not served yet; give it a directory: {bucket}=dir:PATH")
+            problems.append(
+                f"bucket {bucket}: remote stores are not served yet; give it a directory: {bucket}=dir:PATH"
+            )
         elif settings.directory is not None:
             if not settings.directory.is_dir():
                 problems.append(f"bucket {bucket}: {settings.directory} is not a directory")
@@ -367,7 +379,9 @@ def _checked_buckets(tables: Sequence[BucketSettings], problems: list[str]) -> t
     return tuple(checked.values())
 
 
-def _checked_environments(tables: Sequence[EnvironmentSettings], problems: list[str]) -> tuple[EnvironmentSettings, ...]:
+def _checked_environments(
+    tables: Sequence[EnvironmentSettings], problems: list[str]
+) -> tuple[EnvironmentSettings, ...]:
     checked: dict[str, EnvironmentSettings] = {}
     for table in tables:
         if not _ENVIRONMENT_NAME.fullmatch(table.name):
@@ -393,7 +407,9 @@ def _check(config: Config, problems: list[str]) -> None:
         problems.append(f"listen {server.listen!r}: write HOST:PORT")
     if (server.tls_cert is None) != (server.tls_key is None):
         problems.append("tls: --tls-cert and --tls-key go together")
-    problems += [f"tls: {path} does not exist" for path in (server.tls_cert, server.tls_key) if path and not path.exists()]
+    problems += [
+        f"tls: {path} does not exist" for path in (server.tls_cert, server.tls_key) if path and not path.exists()
+    ]
     if server.log_level not in ("debug", "info", "warning", "error"):
         problems.append(f"log_level {server.log_level!r} is not one of debug, info, warning, error")
 

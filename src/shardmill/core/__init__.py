@@ -1,1 +1,1 @@
-"""The nouns: names, refs, specs, metadata, ranges, conditions, wire types, errors and the protocols between siblings."""
+"""The nouns: names, refs, specs, metadata, ranges, conditions, wire types, errors, protocols between siblings."""

@@ -17,10 +17,10 @@ ShardmillError                                       code                     st
 ├─ TooLarge                                          too_large                413     no
 ├─ UnsupportedMediaType                              unsupported_media_type   415     no
 ├─ RangeNotSatisfiable                               range_not_satisfiable    416     no
-├─ TransformFailed                                   transform_failed         422     no: user code raised, or a cap was passed
-│  ├─ BadShard                                       bad_shard                422     no: the source is not a good tar shard
+├─ TransformFailed                                   transform_failed         422     no: user code, or a cap
+│  ├─ BadShard                                       bad_shard                422     no: not a good tar
 │  ├─ SampleOutOfRange                               sample_out_of_range      422     no
-│  └─ EnvironmentUnfit                               environment_unfit        422     no: no interpreter fits the code
+│  └─ EnvironmentUnfit                               environment_unfit        422     no: none fits
 ├─ ServerError                                       internal                 500     no
 │  └─ CorruptObject                                  corrupt_object           500     no
 ├─ BackendUnavailable    (ConnectionError)           backend_unavailable      502     yes

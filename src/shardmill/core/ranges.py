@@ -9,7 +9,7 @@ _DIGITS = 30  # more than any size has; longer numbers are cut off from int()
 
 @dataclass(frozen=True, slots=True)
 class ByteRange:
-    """A range as asked for, not yet laid over a size. `start` None: the last `stop` bytes. `stop` None: to the end."""
+    """A range as asked for, over no size yet. `start` None: the last `stop` bytes. `stop` None: to the end."""
 
     start: int | None
     stop: int | None

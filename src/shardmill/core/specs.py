@@ -148,7 +148,9 @@ def check_name(name: str) -> str:
         BadRequest: Names the rule.
     """
     if not NAME.fullmatch(name):
-        raise BadRequest(f"bad transform name {name!r}: 1 to 63 of a-z, 0-9, '.', '_', '-', starting with a letter or digit")
+        raise BadRequest(
+            f"bad transform name {name!r}: 1 to 63 of a-z, 0-9, '.', '_', '-', starting with a letter or digit"
+        )
     return name
 
 

@@ -1,0 +1,324 @@
+"""What a run decides, without I/O: events in, batches and sendable bytes out.
+
+Results are taken in sample order whatever the order of arrival. Everything from the last byte of the last non-empty
+payload is held back until the next sample is framed, because tar readers take a cut anywhere from there to the end of
+the next header for the end of the archive.
+"""
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import Literal
+
+from shardmill.shards.framing import end_padding
+from shardmill.shards.grouping import Sample
+
+from shardmill.core.errors import ShardmillError, TransformFailed
+from shardmill.core.specs import ErrorPolicy
+from shardmill.etl.arenas import Piece
+from shardmill.etl.batches import Batch, Dropped, Failed, Loss, Out, Result
+
+FIRST_ALL = 8  # a run whose first samples all fail is broken, whatever its budget
+BATCH_SECONDS = 0.015  # work in one batch: long enough to hide the node's share, short enough to keep order cheap
+MAX_BATCH = 64  # samples
+_SMALL = 1 << 16  # bytes; output up to this is joined before it is sent
+_JOINED = 1 << 18
+
+Phase = Literal["running", "ended", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class SampleFailed:
+    """A failure to be kept: which sample, and what it said."""
+
+    sample: Sample | None
+    message: str
+    traceback: str | None
+    output: str | None = None
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Bytes that may be sent now. `pieces` are released once they are."""
+
+    data: memoryview | bytes
+    piece: Piece | None = None
+
+
+class RunState:
+    """One spec over one shard.
+
+    Args:
+        policy: What a failing sample means.
+        window: Bytes that the run may be ahead of its reader.
+        lanes: Workers it may get; the first 2 × lanes batches are single samples.
+        start: First source sample.
+        count: Source samples at most, or None.
+        retries: How often a batch may lose its worker.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: ErrorPolicy,
+        window: int,
+        lanes: int,
+        start: int = 0,
+        count: int | None = None,
+        retries: int = 1,
+    ) -> None:
+        self.phase: Phase = "running"
+        self.error: ShardmillError | None = None
+        self.failures: list[SampleFailed] = []
+        """Failures not yet taken by the driver."""
+        self.samples_out = 0
+        self.bytes_out = 0
+        self.outstanding = 0
+        """Bytes framed and not yet sent."""
+        self.processed = 0
+        """Source samples whose result was taken, in order."""
+        self._policy = policy
+        self._window = window
+        self._retries = retries
+        self._ramp = 2 * lanes
+        self._next = start
+        self._stop = None if count is None else start + count
+        self._indexed: deque[Sample] = deque()
+        self._index_ended = False
+        self._index_error: ShardmillError | None = None
+        self._again: deque[Batch] = deque()
+        self._in_flight: dict[int, Batch] = {}
+        self._samples: dict[int, Sample] = {}
+        self._results: dict[int, Result] = {}
+        self._numbers = 0
+        self._failed = 0
+        self._last_failure = Failed("no sample failed", None)
+        self._last_key: str | None = None
+        self._tail = b""
+        self._chunks: deque[Chunk] = deque()
+        self._seconds = 0.0
+        self._timed = 0
+        self._average_out = 0.0
+        self._total = 0
+
+    # What the index found.
+
+    def add_samples(self, samples: list[Sample]) -> None:
+        """Samples in shard order, from `start` on and cut to `count`."""
+        self._indexed.extend(samples)
+        for sample in samples:
+            self._samples[sample.ordinal] = sample
+
+    def end_index(self, error: ShardmillError | None = None) -> None:
+        """The shard has no more samples, or cannot be read on; what was found before is still delivered."""
+        self._index_ended = True
+        self._index_error = error
+        self._advance()
+
+    def wants_index(self) -> bool:
+        """Whether samples should be indexed ahead."""
+        return self.phase == "running" and not self._index_ended and len(self._indexed) < 2 * MAX_BATCH
+
+    # What workers do.
+
+    def has_batch(self) -> bool:
+        if self.phase != "running":
+            return False
+        if self._again:
+            return True
+        if not self._indexed:
+            return False
+        if not self._in_flight and not self._results:
+            # Whatever is outstanding, the sample that the reader waits for next must be on its way.
+            return self.outstanding < self._window
+        waiting = sum(len(batch.samples) - batch.done for batch in self._in_flight.values())
+        return self.outstanding + waiting * self._average_out < self._window
+
+    def next_batch(self) -> Batch | None:
+        if not self.has_batch():
+            return None
+        if self._again:
+            batch = self._again.popleft()
+        else:
+            samples = [self._indexed.popleft() for _ in range(min(self._batch_size(), len(self._indexed)))]
+            self._numbers += 1
+            batch = Batch(self._numbers, samples)
+        self._in_flight[batch.number] = batch
+        return batch
+
+    def _batch_size(self) -> int:
+        if self._numbers < self._ramp or not self._timed:
+            return 1
+        size = BATCH_SECONDS * self._timed / max(self._seconds, 1e-9)
+        if self._average_out:
+            # A batch of large samples would hold up the ones behind it in the window.
+            size = min(size, self._window / (2 * self._ramp * self._average_out))
+        return max(1, min(MAX_BATCH, int(size)))
+
+    def add_results(self, batch: Batch, results: list[tuple[int, Result]], seconds: float) -> None:
+        """Results of a batch, in order; `seconds` of work they took."""
+        if batch.done == len(batch.samples):
+            self._in_flight.pop(batch.number, None)
+        self._seconds += seconds
+        self._timed += len(results)
+        for ordinal, result in results:
+            if self.phase != "running":
+                _release(result)
+                continue
+            if isinstance(result, Out):
+                size = sum(piece.size for piece in result.pieces)
+                self.outstanding += size
+                self._total += size
+                self._average_out = self._total / self._timed
+            self._results[ordinal] = result
+        self._advance()
+
+    def lose(self, batch: Batch, loss: Loss | None) -> None:
+        """A worker is gone; what the batch had left is done again, once with blame and always without."""
+        self._in_flight.pop(batch.number, None)
+        left = batch.samples[batch.done :]
+        if self.phase != "running" or not left:
+            return
+        attempt = batch.attempt + (loss is not None)
+        if loss is not None and attempt > self._retries:
+            culprit = self._samples.get(loss.ordinal) if loss.ordinal is not None else None
+            culprit = culprit or left[0]
+            self.failures.append(SampleFailed(culprit, loss.message, None, loss.output))
+            self.fail(TransformFailed(f"sample {culprit.key!r}: {loss.message}; it was tried {attempt} times"))
+            return
+        self._numbers += 1
+        self._again.append(Batch(self._numbers, left, attempt))
+
+    # What the reader gets.
+
+    def take_chunk(self) -> Chunk | None:
+        """The next bytes to send; small ones are joined."""
+        if not self._chunks:
+            return None
+        first = self._chunks.popleft()
+        if len(first.data) > _SMALL or not self._chunks:
+            return first
+        joined = bytearray(first.data)
+        self._done(first.piece)
+        while self._chunks and len(joined) < _JOINED and len(self._chunks[0].data) <= _SMALL:
+            chunk = self._chunks.popleft()
+            joined += chunk.data
+            self._done(chunk.piece)
+        return Chunk(bytes(joined))
+
+    def sent(self, chunk: Chunk) -> None:
+        """The chunk's bytes are out of reach of what happens to its memory."""
+        self._done(chunk.piece)
+
+    def _done(self, piece: Piece | None) -> None:
+        if piece is not None:
+            self.outstanding -= piece.size
+            piece.release()
+
+    @property
+    def has_chunk(self) -> bool:
+        return bool(self._chunks)
+
+    def fail(self, error: ShardmillError) -> None:
+        """End with an error; bytes that were allowed to be sent still are."""
+        if self.phase == "running":
+            self.phase, self.error = "failed", error
+            self._drop_results()
+
+    def abandon(self) -> None:
+        """Nobody reads any more: give everything back."""
+        if self.phase == "running":
+            self.phase = "failed"
+        self._drop_results()
+        while self._chunks:
+            self._done(self._chunks.popleft().piece)
+
+    def _drop_results(self) -> None:
+        for result in self._results.values():
+            _release(result)
+        self._results.clear()
+        self._indexed.clear()
+        self._again.clear()
+
+    def _advance(self) -> None:
+        while self.phase == "running" and (result := self._results.pop(self._next, None)) is not None:
+            sample = self._samples.pop(self._next)
+            self._next += 1
+            self.processed += 1
+            self._take(sample, result)
+        if (
+            self.phase == "running"
+            and self._index_ended
+            and not self._in_flight
+            and not self._indexed
+            and not self._again
+        ):
+            self._finish()
+
+    def _take(self, sample: Sample, result: Result) -> None:
+        if isinstance(result, Out) and result.first_key == self._last_key:
+            _release(result)
+            self.outstanding -= sum(piece.size for piece in result.pieces)
+            message = f"two adjacent samples have the key {result.first_key!r}; give each its own __key__"
+            result = Failed(message, None)
+        match result:
+            case Out():
+                self._last_key = result.last_key
+                self.samples_out += len(result.pieces)
+                for piece in result.pieces:
+                    self._emit(piece)
+            case Failed():
+                self._count_failure(sample, result)
+            case Dropped():
+                pass
+
+    def _count_failure(self, sample: Sample, failure: Failed) -> None:
+        self._failed += 1
+        self._last_failure = failure
+        self.failures.append(SampleFailed(sample, failure.message, failure.traceback))
+        ratio = self._policy.ratio
+        if failure.fatal or ratio is None:
+            self.fail(TransformFailed(failure.message, traceback=failure.traceback))
+        elif self._failed > math.ceil(round(ratio * max(self.processed, 100), 9)):
+            message = f"{self._failed} of {self.processed} samples failed, more than {self._policy} allows; the last: "
+            self.fail(TransformFailed(message + failure.message, traceback=failure.traceback))
+        elif self._failed == self.processed == FIRST_ALL:
+            self._fail_all()
+
+    def _fail_all(self) -> None:
+        failure = self._last_failure
+        message = f"the first {self._failed} samples all failed; the last: {failure.message}"
+        self.fail(TransformFailed(message, traceback=failure.traceback))
+
+    def _emit(self, piece: Piece) -> None:
+        """Queue what may be sent and hold back the rest."""
+        if piece.cut == 0:
+            # No payload at all: a reader could take any of it for the end.
+            self._tail += bytes(piece.data)
+            self._done(piece)
+            return
+        head, self._tail = self._tail, bytes(piece.data[piece.cut :])
+        if head:
+            self._push(Chunk(head))
+        self._push(Chunk(piece.data[: piece.cut], piece))
+
+    def _push(self, chunk: Chunk) -> None:
+        self.bytes_out += len(chunk.data)
+        self._chunks.append(chunk)
+
+    def _finish(self) -> None:
+        if self._index_error is not None:
+            self.fail(self._index_error)
+            return
+        if self._failed and self._failed == self.processed:
+            self._fail_all()
+            return
+        self._push(Chunk(self._tail))
+        self._push(Chunk(bytes(end_padding(self.bytes_out))))
+        self.phase = "ended"
+
+
+def _release(result: Result) -> None:
+    if isinstance(result, Out):
+        for piece in result.pieces:
+            piece.release()

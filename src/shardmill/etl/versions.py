@@ -1,0 +1,258 @@
+"""Registered versions of transforms: immutable, found by name and digest, kept on disk.
+
+One directory a name; in it one record and one payload a version, both written before the record is renamed into place.
+The newest version of a name is the one registered last, an old one registered again included.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from shardmill.core.api import Code, ProbeReport, TransformInfo, TransformRequest
+from shardmill.core.errors import BadRequest, Conflict, TransformNotFound
+from shardmill.core.specs import SPEC_DIGITS
+
+FORM = 1
+"""Of the normal form and of this record; raised when either changes."""
+
+FORMAT = 1
+"""Raised when decoding, encoding or framing changes the bytes that a version gives; part of a result's key."""
+
+_RECORD = ".json"
+_PAYLOAD = ".code"
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One version of a transform: what is known of it, and its code."""
+
+    info: TransformInfo
+    code: Code
+    allow_pickle: bool
+
+    @property
+    def key(self) -> str:
+        """What a worker process is bound to: code, its arguments and where it runs."""
+        return f"{self.info.digest}/{self.info.environment}/{arguments_hash(self.info.args) or ''}/{self.allow_pickle}"
+
+    @property
+    def label(self) -> str:
+        """`name@` + 12 digits, for people and records."""
+        return f"{self.info.name}@{self.info.digest[:SPEC_DIGITS]}"
+
+
+class _Record(msgspec.Struct, frozen=True):
+    form: int
+    info: TransformInfo
+    encoding: str
+    code_form: str
+    python: str
+    modules: list[str]
+    label: str
+    allow_pickle: bool
+    code_hash: str
+
+
+def compute_digest(request: TransformRequest) -> str:
+    """The identity of a version: the code's normal form and what else decides bytes; 64 hex digits.
+
+    Name, environment, packages and error policy are left out.
+    """
+    parts = [str(FORM), request.kind, request.code.form, request.decoder or "", str(request.decoder is None)]
+    parts += [",".join(sorted(request.fields)) if request.fields is not None else "*", request.code.python]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def arguments_hash(arguments: dict[str, object] | None) -> str | None:
+    """The `args` of a spec: 12 hex digits over the arguments in canonical JSON; None without arguments."""
+    if not arguments:
+        return None
+    return hashlib.sha256(msgspec.json.encode(arguments, order="deterministic")).hexdigest()[:SPEC_DIGITS]
+
+
+class Versions:
+    """The registry. Reads are from memory; `add` and `remove` are durable when they return."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._versions: dict[tuple[str, str, str | None], Version] = {}
+        self._lock = asyncio.Lock()
+        directory.mkdir(parents=True, exist_ok=True)
+        self._load()
+
+    def list(self) -> Sequence[Version]:
+        """All versions, the newest of each name last."""
+        return list(self._versions.values())
+
+    def get(self, name: str, digest: str | None = None, args: str | None = None) -> Version:
+        """A version by at least 12 digits of its digest, or the newest of a name.
+
+        Raises:
+            TransformNotFound: There is none.
+            Conflict: The digits fit several.
+        """
+        found = [
+            version
+            for (known_name, known_digest, known_args), version in self._versions.items()
+            if known_name == name and known_digest.startswith(digest or "") and (digest is None or known_args == args)
+        ]
+        if not found:
+            known = sorted({known_name for known_name, _, _ in self._versions})
+            what = name if digest is None else f"{name}@{digest}" + (f",args={args}" if args else "")
+            hint = f"registered: {', '.join(known)}" if known else "none is registered"
+            raise TransformNotFound(f"no transform {what!r} ({hint})")
+        if digest is not None and len({version.info.digest for version in found}) > 1:
+            raise Conflict(f"transform {name}@{digest} stands for several versions; give more digits")
+        return found[-1]
+
+    async def add(self, version: Version) -> bool:
+        """Keep a version and make it the newest of its name; False: it was known."""
+        info = version.info
+        key = (info.name, info.digest, arguments_hash(info.args))
+        async with self._lock:
+            known = self._versions.pop(key, None)
+            if known is not None:
+                # The first code stays: equal digests are equal code, and running workers have it.
+                version = Version(
+                    msgspec.structs.replace(info, probe=info.probe or known.info.probe),
+                    known.code,
+                    version.allow_pickle,
+                )
+            try:
+                await asyncio.to_thread(self._write, version)
+            except BaseException:
+                if known is not None:
+                    self._versions[key] = known
+                raise
+            self._versions[key] = version
+            return known is None
+
+    async def remove(self, name: str, digest: str | None) -> None:
+        """Forget a version, or all of a name; runs that go on keep what they have.
+
+        Raises:
+            TransformNotFound: There is none.
+        """
+        async with self._lock:
+            keys = [key for key in self._versions if key[0] == name and key[1].startswith(digest or "")]
+            if not keys:
+                raise TransformNotFound(f"no transform {name if digest is None else f'{name}@{digest}'!r}")
+            for key in keys:
+                del self._versions[key]
+            await asyncio.to_thread(self._erase, keys)
+
+    def _path(self, name: str, digest: str, args: str | None) -> Path:
+        return self._directory / name / (digest if args is None else f"{digest}-{args}")
+
+    def _write(self, version: Version) -> None:
+        info, code = version.info, version.code
+        base = self._path(info.name, info.digest, arguments_hash(info.args))
+        base.parent.mkdir(exist_ok=True)
+        record = _Record(
+            FORM, info, code.encoding, code.form, code.python, code.modules, code.label, version.allow_pickle,
+            hashlib.sha256(code.payload).hexdigest(),
+        )  # fmt: skip
+        _write_durably(base.with_name(base.name + _PAYLOAD), code.payload)
+        _write_durably(base.with_name(base.name + _RECORD), msgspec.json.encode(record))
+        _sync_directory(base.parent)
+        _sync_directory(self._directory)
+
+    def _erase(self, keys: Sequence[tuple[str, str, str | None]]) -> None:
+        for name, digest, args in keys:
+            base = self._path(name, digest, args)
+            for suffix in (_RECORD, _PAYLOAD):
+                base.with_name(base.name + suffix).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                base.parent.rmdir()
+        _sync_directory(self._directory)
+
+    def _load(self) -> None:
+        found = []
+        for path in self._directory.glob(f"*/*{_RECORD}"):
+            try:
+                record = msgspec.json.decode(path.read_bytes(), type=_Record)
+                payload = path.with_name(path.name.removesuffix(_RECORD) + _PAYLOAD).read_bytes()
+            except (OSError, msgspec.MsgspecError):
+                continue
+            if record.form != FORM or hashlib.sha256(payload).hexdigest() != record.code_hash:
+                continue
+            code = Code(
+                encoding="source" if record.encoding == "source" else "cloudpickle", payload=payload,
+                form=record.code_form, python=record.python, modules=record.modules, label=record.label,
+            )  # fmt: skip
+            found.append((path.stat().st_mtime_ns, Version(record.info, code, record.allow_pickle)))
+        for _, version in sorted(found, key=lambda item: item[0]):
+            info = version.info
+            self._versions[info.name, info.digest, arguments_hash(info.args)] = version
+        for stray in self._directory.glob("*/*.tmp"):
+            stray.unlink(missing_ok=True)
+
+
+def build_info(request: TransformRequest, environment: str, probe: ProbeReport | None) -> TransformInfo:
+    """What is known of a version that is registered now."""
+    digest = compute_digest(request)
+    args = arguments_hash(request.args)
+    return TransformInfo(
+        name=request.name,
+        digest=digest,
+        uuid=f"{request.name}@{digest[:SPEC_DIGITS]}" + (f",args={args}" if args else ""),
+        kind=request.kind,
+        decoder=request.decoder,
+        fields=sorted(request.fields) if request.fields is not None else None,
+        python=request.code.python,
+        modules=request.code.modules,
+        environment=environment,
+        label=request.code.label,
+        created=time.time(),
+        args=request.args,
+        probe=probe,
+    )
+
+
+def check_request(request: TransformRequest, max_code: int) -> None:
+    """Refuse what no client of ours sends.
+
+    Raises:
+        BadRequest: Names the field.
+    """
+    code = request.code
+    if len(code.form) != 64 or set(code.form) - set("0123456789abcdef"):
+        raise BadRequest("code.form is not 64 hex digits")
+    if len(code.payload) > max_code:
+        raise BadRequest(f"code.payload has {len(code.payload)} bytes; at most {max_code} are allowed (max_code)")
+    if not code.payload:
+        raise BadRequest("code.payload is empty")
+    major, _, minor = code.python.partition(".")
+    if not (major.isdigit() and minor.isdigit()):
+        raise BadRequest(f"code.python is {code.python!r}, not e.g. '3.11'")
+    bad = [name for name in code.modules if not name.isidentifier()]
+    if bad:
+        raise BadRequest(f"code.modules has {bad[0]!r}, which is not the name of a top-level module")
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,223 @@
+"""The pool of worker processes: which work is served next, by which worker, and how many there are.
+
+Works are served round robin, one batch at a turn. At most `lanes` workers have batches at once; a work of another
+version that finds no lane stops workers from queueing further batches, so it gets the next lane that falls free.
+"""
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from shardmill.config import TransformSettings
+from shardmill.core.errors import ShardmillError
+from shardmill.etl.batches import Failed, Work
+from shardmill.etl.environments import Environment
+from shardmill.etl.processes import IN_FLIGHT, WorkerProcess
+from shardmill.etl.versions import Version
+
+logger = logging.getLogger(__name__)
+
+WATCH_SECONDS = 0.1  # between looks at memory, progress and what is printed
+_START_TRIES = 2
+
+
+class WorkerPool:
+    """Workers of all versions. Use as an async context manager; on exit no process is left."""
+
+    def __init__(self, settings: TransformSettings, scratch: Path) -> None:
+        self.lanes = settings.worker_count
+        self.layers: dict[str, bool] = {}
+        """Isolation layers as the newest worker reported them."""
+        self._settings = settings
+        self._scratch = scratch
+        self._names = itertools.count(1)
+        self._works: dict[int, Work] = {}
+        self._workers: list[WorkerProcess] = []
+        self._starting: dict[str, int] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._kicked = False
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> "WorkerPool":
+        self._watcher = asyncio.create_task(self._watch())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.wait([self._watcher])
+        self._works.clear()
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        workers = list(self._workers)
+        for worker in workers:
+            worker.kill(None)
+        await asyncio.gather(*(worker.wait_ended() for worker in workers))
+
+    def attach(self, work: Work) -> None:
+        """Serve a work from now on."""
+        self._works[work.number] = work
+        self.kick()
+
+    def detach(self, work: Work) -> None:
+        """Stop serving it; workers that are busy with it are ended."""
+        if self._works.pop(work.number, None) is not None:
+            for worker in list(self._workers):
+                worker.forget(work)
+            self.kick()
+
+    def kick(self) -> None:
+        """Something changed: look for batches to hand out, once the current callback is through."""
+        if not self._kicked:
+            self._kicked = True
+            asyncio.get_running_loop().call_soon(self._dispatch)
+
+    def retire(self, version_key: str) -> None:
+        """End the idle workers of a version, so that the next batch finds a fresh one."""
+        for worker in self._of(version_key):
+            if not worker.in_flight:
+                worker.kill(None)
+
+    def count_by_environment(self) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        for worker in self._workers:
+            name = worker.version.info.environment
+            counts[name] = counts.get(name, 0) + 1
+        return counts
+
+    def _dispatch(self) -> None:
+        self._kicked = False
+        while self._hand_out_one():
+            pass
+
+    def _hand_out_one(self) -> bool:
+        """Give one batch to one worker; False: nothing more can be done now."""
+        waiting = [work for work in self._works.values() if work.has_batch()]
+        free = self.lanes - self._active
+        blocked: set[str] = set()
+        for work in waiting:
+            key = work.version.key
+            idle = next((worker for worker in self._of(key) if not worker.in_flight), None)
+            if idle is not None and free > 0:
+                return self._submit(work, idle)
+            if free > 0:
+                self._start(work, free)
+                continue
+            blocked.add(key)
+        for work in waiting:
+            key = work.version.key
+            if blocked - {key}:
+                continue
+            queueing = [worker for worker in self._of(key) if 0 < worker.in_flight < IN_FLIGHT]
+            if queueing:
+                return self._submit(work, min(queueing, key=lambda worker: worker.in_flight))
+        return False
+
+    def _submit(self, work: Work, worker: WorkerProcess) -> bool:
+        batch = work.next_batch()
+        if batch is None:
+            return False
+        worker.submit(work, batch)
+        if work.number in self._works:
+            # Its turn is over: to the end of the line.
+            self._works[work.number] = self._works.pop(work.number)
+        return True
+
+    @property
+    def _active(self) -> int:
+        return sum(1 for worker in self._workers if worker.in_flight)
+
+    async def warm(self, version: Version, environment: Environment) -> Failed | None:
+        """Have at least one worker with the function loaded; a Failed says why it cannot be loaded.
+
+        Raises:
+            ConnectionError, TimeoutError, ShardmillError: No worker could be started.
+        """
+        if any(True for _ in self._of(version.key)):
+            return None
+        return await self._add_worker(version, environment, probing=False)
+
+    def _of(self, version_key: str) -> Iterator[WorkerProcess]:
+        return (worker for worker in self._workers if worker.is_ready and worker.version.key == version_key)
+
+    def _start(self, work: Work, free: int) -> None:
+        key = work.version.key
+        missing = free - self._starting.get(key, 0) - sum(1 for _ in self._of(key) if not _.in_flight)
+        for _ in range(missing):
+            self._starting[key] = self._starting.get(key, 0) + 1
+            task = asyncio.get_running_loop().create_task(self._start_worker(work))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _start_worker(self, work: Work) -> None:
+        version = work.version
+        try:
+            failure = await self._add_worker(version, work.environment, probing=work.probing)
+            if failure is not None:
+                self._tell(version.key, lambda other: other.on_load_failed(failure))
+        except (ConnectionError, TimeoutError, OSError, ShardmillError) as error:
+            cause = error
+            logger.info("no worker for %s: %s", version.label, cause)
+            self._tell(version.key, lambda other: other.on_no_worker(cause))
+        finally:
+            self._starting[version.key] -= 1
+            self.kick()
+
+    async def _add_worker(self, version: Version, environment: Environment, *, probing: bool) -> Failed | None:
+        self._make_place(version.key)
+        for attempt in itertools.count(1):
+            try:
+                zygote = await environment.zygote(version.info.modules)
+                path = self._scratch / f"worker-{next(self._names)}"
+                worker = WorkerProcess(version, zygote, path, self._settings, on_change=self._on_change)
+                failure = await worker.start(probing=probing)
+            except ConnectionError:
+                # The zygote may have died since it was last asked; another is started once.
+                if attempt >= _START_TRIES:
+                    raise
+                continue
+            break
+        if failure is not None:
+            await worker.wait_ended()
+            return failure
+        self.layers = worker.layers
+        self._workers.append(worker)
+        return None
+
+    def _tell(self, version_key: str, say: Callable[[Work], None]) -> None:
+        for work in [work for work in self._works.values() if work.version.key == version_key]:
+            say(work)
+
+    def _make_place(self, version_key: str) -> None:
+        """End the longest idle workers of other versions when there are many."""
+        idle = [worker for worker in self._workers if not worker.in_flight and worker.version.key != version_key]
+        idle.sort(key=lambda worker: worker.idle_since)
+        for worker in idle[: max(0, len(self._workers) + 1 - 3 * self.lanes)]:
+            worker.kill(None)
+
+    def _on_change(self, worker: WorkerProcess) -> None:
+        if worker.is_gone and worker in self._workers:
+            self._workers.remove(worker)
+            task = asyncio.get_running_loop().create_task(worker.wait_ended())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        self.kick()
+
+    async def _watch(self) -> None:
+        previous = time.monotonic()
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            now = time.monotonic()
+            busy = set().union(*(worker.works for worker in self._workers)) if self._workers else set()
+            for worker in list(self._workers):
+                worker.watch(now)
+                if not worker.in_flight and now - worker.idle_since > self._settings.idle_workers:
+                    worker.kill(None)
+            for work in list(self._works.values()):
+                work.on_tick(now - previous, work.number in busy)
+            previous = now

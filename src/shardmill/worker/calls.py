@@ -1,0 +1,106 @@
+"""The user's function as a worker sees it: loaded from bytes, called, and what it raises told apart from what breaks.
+
+This is one of the two places that catch everything: around user code.
+"""
+
+import json
+import linecache
+import os
+import pickle
+import sys
+import traceback
+import types
+from collections.abc import Callable
+from typing import Any
+
+Function = Callable[[dict[str, Any]], Any]
+
+MAX_MESSAGE = 4096  # characters
+MAX_TRACEBACK = 16384  # characters
+
+_OWN_FOLDERS = tuple(
+    os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), name) for name in ("worker", "shards")
+)
+
+
+class SampleFailure(Exception):
+    """One sample's failure, as it is kept and shown."""
+
+    def __init__(self, message: str, traceback_text: str | None = None, *, out_of_memory: bool = False) -> None:
+        super().__init__(message)
+        self.message = message
+        self.traceback = traceback_text
+        self.out_of_memory = out_of_memory
+
+
+def load_function(encoding: str, payload: bytes, arguments: dict[str, Any] | None) -> Function:
+    """The user's function from its shipped form.
+
+    Args:
+        encoding: `cloudpickle`, or `source` (JSON with source, function and filename).
+        payload: The bytes as registered.
+        arguments: Keyword arguments for every call.
+
+    Raises:
+        SampleFailure: The code cannot be loaded here; the message says why.
+    """
+    try:
+        function = _load_source(payload) if encoding == "source" else pickle.loads(payload)
+    except BaseException as error:
+        raise failure_of(error, "the function cannot be loaded") from None
+    if not callable(function):
+        raise SampleFailure(f"the code loads as {type(function).__name__}, which is not callable")
+    if not arguments:
+        return function  # type: ignore[no-any-return]  # opaque user code
+    return lambda sample: function(sample, **arguments)
+
+
+def failure_of(error: BaseException, what: str) -> SampleFailure:
+    """A failure with the user's traceback; robust against exceptions whose own methods raise or are huge."""
+    message = f"{what}: {_text_of(error)}"[:MAX_MESSAGE]
+    try:
+        text = "".join(_lines_of(error))
+    except BaseException:
+        text = f"{type(error).__name__} (its traceback cannot be printed)"
+    if len(text) > MAX_TRACEBACK:
+        text = f"{text[: MAX_TRACEBACK // 4]}\n…\n{text[-MAX_TRACEBACK * 3 // 4 :]}"
+    return SampleFailure(message, text, out_of_memory=isinstance(error, MemoryError))
+
+
+def _text_of(error: BaseException) -> str:
+    name = type(error).__name__
+    try:
+        text = str(error)
+    except BaseException:
+        return f"{name} (its message cannot be printed)"
+    return f"{name}: {text[:MAX_MESSAGE]}" if text else name
+
+
+def _lines_of(error: BaseException) -> list[str]:
+    """The traceback without this program's own frames."""
+    stack = traceback.TracebackException.from_exception(error, limit=64, capture_locals=False)
+    seen: set[int] = set()
+    pending: list[traceback.TracebackException | None] = [stack]
+    while pending:
+        part = pending.pop()
+        if part is None or id(part) in seen:
+            continue
+        seen.add(id(part))
+        part.stack[:] = [frame for frame in part.stack if not frame.filename.startswith(_OWN_FOLDERS)]
+        pending += [part.__cause__, part.__context__]
+    return list(stack.format())
+
+
+def _load_source(payload: bytes) -> Any:
+    document = json.loads(payload)
+    filename, source = document["filename"], document["source"]
+    module = types.ModuleType("__shardmill_source__")
+    module.__file__ = filename
+    sys.modules[module.__name__] = module
+    # Tracebacks then show the client's lines, though the file is not here.
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+    exec(compile(source, filename, "exec", dont_inherit=True), module.__dict__)
+    try:
+        return module.__dict__[document["function"]]
+    except KeyError:
+        raise NameError(f"{filename} defines no {document['function']!r}") from None

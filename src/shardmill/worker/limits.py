@@ -1,0 +1,121 @@
+"""What the kernel holds a worker to: resource limits, death with its parent, no new privileges, no network.
+
+Called in the child after fork and before any user code. Layers that this kernel lacks are reported, not pretended.
+"""
+
+import ctypes
+import os
+import platform
+import resource
+import signal
+import struct
+
+LAYERS = (
+    "rlimits",
+    "parent_death_signal",
+    "no_new_privileges",
+    "own_session",
+    "empty_environment",
+    "scratch_directory",
+    "network",
+)
+"""Names as reported; `doctor` lists those that are not active."""
+
+FILE_SIZE = 1 << 30  # bytes a worker may write into one file of its scratch directory
+DESCRIPTORS = 1024
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_SECCOMP = 22
+_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_NO_NEW_PRIVS = 38
+_SECCOMP_MODE_FILTER = 2
+_CLONE_NEWNET = 0x40000000
+
+# AUDIT_ARCH_* and the numbers of socket(2) by machine.
+_MACHINES = {"x86_64": (0xC000003E, 41), "aarch64": (0xC00000B7, 198)}
+_AF_UNIX = 1
+_EACCES = 13
+
+
+def _prctl(option: int, argument: int) -> bool:
+    libc = ctypes.CDLL(None, use_errno=True)
+    return int(libc.prctl(option, ctypes.c_ulong(argument), 0, 0, 0)) == 0
+
+
+def die_with_parent(parent: int) -> bool:
+    """Ask for SIGKILL when the parent's forking thread ends; exits at once if that has happened already."""
+    active = _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+    return active
+
+
+def adopt_orphans() -> bool:
+    """Make this process the parent of grandchildren whose parents die, so that they can be found and killed."""
+    return _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def confine(parent: int, memory: int) -> dict[str, bool]:
+    """Apply all layers to this process.
+
+    Args:
+        parent: Pid that must still be the parent.
+        memory: Bytes of data (RLIMIT_DATA; address space says nothing for numerical libraries).
+
+    Returns:
+        Layer → active.
+    """
+    layers = {"parent_death_signal": die_with_parent(parent)}
+    layers["rlimits"] = _limit(resource.RLIMIT_DATA, memory)
+    layers["rlimits"] &= _limit(resource.RLIMIT_CORE, 0)
+    layers["rlimits"] &= _limit(resource.RLIMIT_FSIZE, FILE_SIZE)
+    layers["rlimits"] &= _limit(resource.RLIMIT_NOFILE, DESCRIPTORS)
+    # A write past RLIMIT_FSIZE is an OSError in the function, not the death of the worker.
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    layers["no_new_privileges"] = _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    layers["network"] = _refuse_sockets() or _leave_network()
+    return layers
+
+
+def _limit(kind: int, value: int) -> bool:
+    hard = resource.getrlimit(kind)[1]
+    bounded = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    try:
+        resource.setrlimit(kind, (bounded, bounded))
+    except (ValueError, OSError):
+        return False
+    return True
+
+
+def _refuse_sockets() -> bool:
+    """A seccomp filter: socket(2) of any family but AF_UNIX is EACCES."""
+    numbers = _MACHINES.get(platform.machine())
+    if numbers is None:
+        return False
+    architecture, socket_number = numbers
+    load, jump_equal, jump_above, answer = 0x20, 0x15, 0x35, 0x06
+    allow, refuse = 0x7FFF0000, 0x00050000 | _EACCES
+    program = [
+        (load, 0, 0, 4),  # architecture
+        (jump_equal, 0, 6, architecture),  # another one: refuse
+        (load, 0, 0, 0),  # system call number
+        (jump_above, 4, 0, 0x40000000),  # x32 numbers on x86-64: refuse
+        (jump_equal, 0, 2, socket_number),
+        (load, 0, 0, 16),  # its first argument, the family
+        (jump_equal, 0, 1, _AF_UNIX),
+        (answer, 0, 0, allow),
+        (answer, 0, 0, refuse),
+    ]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *line) for line in program))
+    header = ctypes.create_string_buffer(struct.pack("<H6xQ", len(program), ctypes.addressof(code)))
+    return _prctl_pointer(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(header))
+
+
+def _prctl_pointer(option: int, argument: int, pointer: int) -> bool:
+    libc = ctypes.CDLL(None, use_errno=True)
+    return int(libc.prctl(option, ctypes.c_ulong(argument), ctypes.c_ulong(pointer), 0, 0)) == 0
+
+
+def _leave_network() -> bool:
+    libc = ctypes.CDLL(None, use_errno=True)
+    return int(libc.unshare(_CLONE_NEWNET)) == 0

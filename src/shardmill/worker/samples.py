@@ -1,0 +1,206 @@
+"""One sample through a function: decode, call, tell touched fields from untouched ones, encode.
+
+Untouched fields pass through byte for byte. A field counts as touched when its object or its content changed.
+"""
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shardmill.shards.decoding import Decoder
+from shardmill.shards.encoding import encode
+from shardmill.shards.framing import FramedField, frame_into, framed_size
+from shardmill.shards.payloads import BytesPayload, Payload
+from shardmill.shards.writing import member_order
+
+from shardmill.worker.calls import Function, SampleFailure, failure_of
+
+_IMMUTABLE = (str, bytes, int, float, complex, bool, type(None))
+
+
+class SourceChanged(OSError):
+    """The shard is shorter than its headers said: it changed while it was read."""
+
+
+@dataclass(slots=True)
+class SourceSample:
+    """A sample as the node describes it: where its fields stand in the shard."""
+
+    key: str
+    ordinal: int
+    url: str
+    """`provider://bucket/key` of the shard."""
+    descriptor: int
+    fields: list[list[Any]]
+    """`[field, offset, size, mtime, mode, uid, gid, uname, gname]` in tar order."""
+
+    @property
+    def size(self) -> int:
+        """Payload bytes of all fields."""
+        return sum(field[2] for field in self.fields)
+
+
+@dataclass(slots=True)
+class Output:
+    """One encoded sample, ready to be framed."""
+
+    key: str
+    fields: list[FramedField]
+    size: int
+    """Bytes once framed."""
+
+    def frame_into(self, view: memoryview) -> int:
+        """Write it; returns the safe cut (see `shards.framing`)."""
+        return frame_into(view, self.fields)
+
+
+class SampleWork:
+    """Turns source samples into outputs and keeps the clock of each stage."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self._raw: dict[str, bytes] = {}
+        self._seconds = [0.0, 0.0, 0.0, 0.0]
+        self._mark = 0.0
+
+    def start_clock(self) -> None:
+        self._mark = time.perf_counter()
+
+    def take_clock(self) -> list[float]:
+        """Seconds in read, decode, user code and encode since the last call."""
+        self._lap(3)
+        taken, self._seconds = self._seconds, [0.0, 0.0, 0.0, 0.0]
+        return [round(value, 7) for value in taken]
+
+    def _lap(self, stage: int) -> None:
+        now = time.perf_counter()
+        self._seconds[stage] += now - self._mark
+        self._mark = now
+
+    def decode(self, sample: SourceSample) -> dict[str, Any]:
+        """The sample as WebDataset would hand it on: decoded fields, `__key__` and `__url__`.
+
+        Raises:
+            SampleFailure: A field cannot be decoded.
+            SourceChanged: The shard ends early.
+        """
+        self._lap(3)
+        self._raw = {field[0]: _read(sample.descriptor, field[1], field[2]) for field in sample.fields}
+        self._lap(0)
+        values: dict[str, Any] = {"__key__": sample.key, "__url__": sample.url}
+        for name, data in self._raw.items():
+            try:
+                values[name] = self._decoder.decode(name, data)
+            except Exception as error:
+                raise failure_of(error, f"field {name!r} of sample {sample.key!r} cannot be decoded") from None
+        self._lap(1)
+        return values
+
+    def apply(self, function: Function, sample: SourceSample, values: dict[str, Any]) -> Iterator[Output]:
+        """Call the function and encode what it gives: a dict, None, or an iterable of dicts.
+
+        Raises:
+            SampleFailure: It raised, or gave what cannot be encoded.
+        """
+        originals = dict(values)
+        try:
+            result = function(values)
+        except BaseException as error:
+            raise failure_of(error, f"sample {sample.key!r}") from None
+        self._lap(2)
+        if result is None:
+            return
+        if isinstance(result, Mapping):
+            yield self._encode(sample, originals, result, None)
+            return
+        if isinstance(result, (str, bytes, bytearray)) or not isinstance(result, Iterable):
+            raise SampleFailure(
+                f"sample {sample.key!r}: the function returned {type(result).__name__}; "
+                "return the sample (a dict), None to drop it, or an iterable of samples"
+            )
+        for index, item in enumerate(_guarded(result, sample)):
+            self._lap(2)
+            if not isinstance(item, Mapping):
+                raise SampleFailure(f"sample {sample.key!r}: item {index} is {type(item).__name__}, not a dict")
+            yield self._encode(sample, originals, item, index)
+
+    def _encode(
+        self, sample: SourceSample, originals: dict[str, Any], result: Mapping[str, Any], index: int | None
+    ) -> Output:
+        key = result.get("__key__", sample.key)
+        if not isinstance(key, str) or not key or "\0" in key:
+            raise SampleFailure(f"sample {sample.key!r}: __key__ is {key!r}, not a name")
+        if index is not None and key == sample.key:
+            key = f"{key}-{index}"
+        headers = {field[0]: field[3:] for field in sample.fields}
+        first = sample.fields[0][3:]
+        fields = []
+        for name in member_order([name for name in result if isinstance(name, str)]):
+            payload = self._payload(name, result[name], originals, sample)
+            mtime, mode, uid, gid, uname, gname = headers.get(name, first)
+            fields.append(
+                FramedField(
+                    f"{key}.{name}", payload, mtime=mtime, mode=mode, uid=uid, gid=gid, uname=uname, gname=gname
+                )
+            )
+        self._lap(3)
+        return Output(key, fields, framed_size(fields))
+
+    def _payload(self, name: str, value: Any, originals: dict[str, Any], sample: SourceSample) -> Payload:
+        raw = self._raw.get(name)
+        if raw is not None and value is originals[name] and self._is_unchanged(name, value, raw):
+            return BytesPayload(raw)
+        try:
+            return encode(name, value)
+        except BaseException as error:
+            raise failure_of(error, f"field {name!r} of sample {sample.key!r} cannot be encoded") from None
+
+    def _is_unchanged(self, name: str, value: Any, raw: bytes) -> bool:
+        """Whether a kept object still has its content; edits in place keep the identity, so they are compared."""
+        if isinstance(value, _IMMUTABLE):
+            return True
+        try:
+            return is_same(value, self._decoder.decode(name, raw))
+        except Exception:
+            return False
+
+
+def is_same(left: Any, right: Any) -> bool:
+    """Deep equality of decoded values, exact in type, shape and bits."""
+    if type(left) is not type(right):
+        return False
+    if isinstance(left, dict):
+        return list(left) == list(right) and all(is_same(left[key], right[key]) for key in left)
+    if isinstance(left, (list, tuple)):
+        return len(left) == len(right) and all(map(is_same, left, right))
+    if hasattr(left, "tobytes") and hasattr(left, "dtype"):
+        return bool(left.dtype == right.dtype and left.shape == right.shape and left.tobytes() == right.tobytes())
+    if hasattr(left, "tobytes") and hasattr(left, "mode"):
+        return bool(left.mode == right.mode and left.size == right.size and left.tobytes() == right.tobytes())
+    if hasattr(left, "numpy"):
+        return is_same(left.numpy(), right.numpy())
+    return bool(left == right)
+
+
+def _guarded(items: Iterable[Any], sample: SourceSample) -> Iterator[Any]:
+    """The items, with what their generator raises turned into the sample's failure."""
+    try:
+        yield from items
+    except SampleFailure:
+        raise
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        raise failure_of(error, f"sample {sample.key!r}") from None
+
+
+def _read(descriptor: int, offset: int, size: int) -> bytes:
+    data = os.pread(descriptor, size, offset)
+    while len(data) < size:
+        more = os.pread(descriptor, size - len(data), offset + len(data))
+        if not more:
+            raise SourceChanged(f"the shard ends at byte {offset + len(data)}, its headers say more")
+        data += more
+    return data
