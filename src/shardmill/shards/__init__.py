@@ -1,4 +1,4 @@
-"""The shard format: tar as WebDataset writes and reads it. Standard library only, so that any interpreter can run it."""
+"""The shard format: tar as WebDataset writes and reads it. Standard library only, so that any interpreter runs it."""
 
 from shardmill.shards.decoding import IMAGE_SPECS, Decoder, MissingDecoder, PickleRefused
 from shardmill.shards.encoding import EncodeError, encode

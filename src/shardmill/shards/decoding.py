@@ -57,8 +57,8 @@ class MissingDecoder(RuntimeError):
 
     def __str__(self) -> str:
         return (
-            f"decoding {self.name!r} needs {self.library}, which this environment lacks; install it there, or leave the "
-            "field out with fields="
+            f"decoding {self.name!r} needs {self.library}, which this environment lacks; install it there, "
+            "or leave the field out with fields="
         )
 
 
@@ -78,7 +78,7 @@ class Decoder:
 
     def __init__(self, spec: str | None, fields: Collection[str] | None = None, allow_pickle: bool = False) -> None:
         """Args:
-        spec: How pictures are decoded, one of `IMAGE_SPECS`. None: nothing is decoded, pictures or other.
+        spec: How pictures are decoded, one of `IMAGE_SPECS`. None: nothing is decoded at all.
         fields: Only these are decoded, others stay bytes. None: all.
         allow_pickle: Whether `pyd`, `pkl`, `pickle` and `pth` may be unpickled.
 
@@ -187,9 +187,9 @@ def _table(*rows: tuple[str, Callable[[str, bytes], Any]]) -> dict[str, Callable
 
 # `class`, `count`, `msgpack` and `tenbin` are written by WebDataset's encoders but not read by its decoders.
 _DECODERS = _table(
-    ("txt text transcript", lambda name, data: data.decode("utf-8")),
-    ("cls cls2 index inx id", lambda name, data: int(data)),
-    ("json jsn", lambda name, data: json.loads(data)),
+    ("txt text transcript", lambda _, data: data.decode("utf-8")),
+    ("cls cls2 index inx id", lambda _, data: int(data)),
+    ("json jsn", lambda _, data: json.loads(data)),
     ("ten tb", _decode_tensors),
     ("mp msg", lambda name, data: _library("msgpack", name).unpackb(data)),
     ("npy", _decode_npy),
@@ -197,6 +197,6 @@ _DECODERS = _table(
     ("cbor", lambda name, data: _library("cbor", name).loads(data)),
 )
 _PICKLES = _table(
-    ("pkl pickle pyd", lambda name, data: pickle.loads(data)),
+    ("pkl pickle pyd", lambda _, data: pickle.loads(data)),
     ("pth", _decode_torch),
 )

@@ -57,7 +57,7 @@ def _encode_plain(field: str, name: str, value: Any) -> Payload:
     if encoder is None:
         raise EncodeError(field, _type_name(value), f"only bytes or str, for {extension!r} has no encoder")
     try:
-        return encoder(field, extension, value)
+        return encoder(field, value)
     except ModuleNotFoundError as error:
         raise EncodeError(field, _type_name(value), f"bytes only, for this environment lacks {error.name}") from error
 
@@ -67,7 +67,7 @@ def _type_name(value: object) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _encode_number(field: str, extension: str, value: Any) -> Payload:
+def _encode_number(field: str, value: Any) -> Payload:
     if isinstance(value, numbers.Number) or type(value).__module__ == "numpy":
         return BytesPayload(str(value).encode("ascii"))
     try:
@@ -77,28 +77,28 @@ def _encode_number(field: str, extension: str, value: Any) -> Payload:
         raise EncodeError(field, _type_name(value), "an integer, bytes or str") from None
 
 
-def _refuse_text(field: str, extension: str, value: Any) -> Payload:
+def _refuse_text(field: str, value: Any) -> Payload:
     raise EncodeError(field, _type_name(value), "str or bytes")
 
 
-def _encode_json(field: str, extension: str, value: Any) -> Payload:
+def _encode_json(field: str, value: Any) -> Payload:
     try:
         return BytesPayload(json.dumps(value).encode("utf-8"))
     except TypeError as error:
         raise EncodeError(field, _type_name(value), f"what JSON can hold, bytes or str ({error})") from None
 
 
-def _encode_pickle(field: str, extension: str, value: Any) -> Payload:
+def _encode_pickle(_field: str, value: Any) -> Payload:
     return BytesPayload(pickle.dumps(value))
 
 
-def _encode_torch(field: str, extension: str, value: Any) -> Payload:
+def _encode_torch(_field: str, value: Any) -> Payload:
     stream = io.BytesIO()
     import_module("torch").save(value, stream)
     return BytesPayload(stream.getbuffer())
 
 
-def _encode_npy(field: str, extension: str, value: Any) -> Payload:
+def _encode_npy(field: str, value: Any) -> Payload:
     import numpy as np
 
     if isinstance(value, (np.ndarray, np.generic)):
@@ -106,7 +106,7 @@ def _encode_npy(field: str, extension: str, value: Any) -> Payload:
     raise EncodeError(field, _type_name(value), f"a numpy array, bytes or str{_tensor_hint(value)}")
 
 
-def _encode_npz(field: str, extension: str, value: Any) -> Payload:
+def _encode_npz(field: str, value: Any) -> Payload:
     import numpy as np
 
     accepted = "a dict of str to numpy array, bytes or str"
@@ -120,7 +120,7 @@ def _encode_npz(field: str, extension: str, value: Any) -> Payload:
     return BytesPayload(stream.getbuffer())
 
 
-def _encode_tensors(field: str, extension: str, value: Any) -> Payload:
+def _encode_tensors(field: str, value: Any) -> Payload:
     import numpy as np
 
     arrays = value if isinstance(value, list) else [value]
@@ -133,7 +133,7 @@ def _encode_tensors(field: str, extension: str, value: Any) -> Payload:
     return BytesPayload(dump_tensors(arrays))
 
 
-def _encode_msgpack(field: str, extension: str, value: Any) -> Payload:
+def _encode_msgpack(field: str, value: Any) -> Payload:
     msgpack = import_module("msgpack")
     try:
         return BytesPayload(msgpack.packb(value))
@@ -141,22 +141,23 @@ def _encode_msgpack(field: str, extension: str, value: Any) -> Payload:
         raise EncodeError(field, _type_name(value), f"what MessagePack can hold, bytes or str ({error})") from None
 
 
-def _encode_cbor(field: str, extension: str, value: Any) -> Payload:
+def _encode_cbor(_field: str, value: Any) -> Payload:
     return BytesPayload(import_module("cbor").dumps(value))
 
 
-def _encode_picture(field: str, extension: str, value: Any) -> Payload:
-    """A PIL image or an array: uint8, or float32 and float64 in 0 … 1, shape (height, width[, 1 or 3])."""
-    import PIL.Image
+def _picture_encoder(form: str) -> "_Encoder":
+    """For a PIL image or an array: uint8, or float32 and float64 in 0 … 1, shape (height, width[, 1 or 3])."""
+    options = {"quality": 100} if form in ("JPEG", "TIFF") else {}
 
-    picture = value if isinstance(value, PIL.Image.Image) else _picture_of(field, value)
-    stream = io.BytesIO()
-    name = _PICTURE_FORMATS[extension]
-    if name in ("JPEG", "TIFF"):
-        picture.save(stream, format=name, quality=100)
-    else:
-        picture.save(stream, format=name)
-    return BytesPayload(stream.getbuffer())
+    def encode_picture(field: str, value: Any) -> Payload:
+        import PIL.Image
+
+        picture = value if isinstance(value, PIL.Image.Image) else _picture_of(field, value)
+        stream = io.BytesIO()
+        picture.save(stream, format=form, **options)
+        return BytesPayload(stream.getbuffer())
+
+    return encode_picture
 
 
 def _picture_of(field: str, value: Any) -> Any:
@@ -185,21 +186,7 @@ def _tensor_hint(value: Any) -> str:
     return "; call .numpy() on a tensor" if hasattr(value, "numpy") else ""
 
 
-# WebDataset names these formats in lower case; Pillow has one writer for the netpbm family, which looks at the mode.
-_PICTURE_FORMATS = {
-    "jpg": "JPEG",
-    "jpeg": "JPEG",
-    "img": "JPEG",
-    "image": "JPEG",
-    "png": "PNG",
-    "pbm": "PPM",
-    "pgm": "PPM",
-    "ppm": "PPM",
-    "tif": "TIFF",
-    "tiff": "TIFF",
-}
-
-_Encoder = Callable[[str, str, Any], Payload]
+_Encoder = Callable[[str, Any], Payload]
 
 
 def _table(*rows: tuple[str, _Encoder]) -> dict[str, _Encoder]:
@@ -217,5 +204,9 @@ _ENCODERS = _table(
     ("ten tenbin tb", _encode_tensors),
     ("mp msgpack msg", _encode_msgpack),
     ("cbor", _encode_cbor),
-    (" ".join(_PICTURE_FORMATS), _encode_picture),
+    ("jpg jpeg img image", _picture_encoder("JPEG")),
+    ("png", _picture_encoder("PNG")),
+    # Pillow has one writer for the family, which looks at the picture's mode; WebDataset asks it for formats it lacks.
+    ("pbm pgm ppm", _picture_encoder("PPM")),
+    ("tif tiff", _picture_encoder("TIFF")),
 )

@@ -41,7 +41,7 @@ def split_name(name: str) -> tuple[str, str] | None:
         return None
     key = name[:dot]
     # Dots may stand in directories, but a file name's own part of the key must have none and not be empty. This is
-    # WebDataset's regular expression spelled out, because its backtracking is quadratic in what a shard's author writes.
+    # WebDataset's regular expression spelled out: its backtracking is quadratic in what a shard's author writes.
     behind_dot = key.rfind(".") + 1
     if behind_dot:
         slash = key.find("/", behind_dot)

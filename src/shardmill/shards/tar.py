@@ -127,14 +127,14 @@ class TarHeaders:
 
     def _block(self, position: int) -> bytes | None:
         """The header block at a member's start; None when the archive ends here."""
-        if self._size is not None and self._size - position < BLOCK:
-            block = self._fetch(position, self._size - position)
-        else:
-            block = self._fetch(position, BLOCK)
+        expected = BLOCK if self._size is None else min(BLOCK, self._size - position)
+        block = self._fetch(position, expected)
         if len(block) == BLOCK and block != _ZEROS:
             return block
-        if not position and (not block or block.strip(b"\0")):
+        if not position and len(block) < BLOCK:
             raise _not_a_shard(block)
+        if self._size is not None and len(block) < expected:
+            raise TarError(f"the bytes end here, though the shard has {self._size}; it changed", position)
         if block.strip(b"\0"):
             raise TarError(f"truncated in a header: {len(block)} of {BLOCK} bytes", position)
         if len(block) < BLOCK:

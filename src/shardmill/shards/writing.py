@@ -27,8 +27,8 @@ def member_name(key: str, field: str) -> str:
     name = f"{key}.{field}"
     if split_name(name) != (key, field.lower()) or is_meta(name) or "\0" in name:
         raise ValueError(
-            f"a member {name!r} would not be read back as field {field!r} of sample {key!r}; in a key no dot may follow "
-            "the last slash, in a field no slash may stand"
+            f"a member {name!r} would not be read back as field {field!r} of sample {key!r}; no dot may "
+            "follow the last slash of a key, and no slash stand in a field"
         )
     return name
 
