@@ -400,7 +400,7 @@ def _check(config: Config, problems: list[str]) -> None:
             raise ValueError
         if not is_loopback(host) and not server.insecure_no_auth:
             problems.append(
-                f"listen {server.listen!r}: everyone who reaches it could run code on this machine; listen on 127.0.0.1, "
+                f"listen {server.listen!r}: who reaches it could run code on this machine; listen on 127.0.0.1, "
                 "or say --insecure-no-auth if the network is trusted"
             )
     except ValueError:

@@ -16,7 +16,7 @@ class ByteRange:
 
     @classmethod
     def parse(cls, header: str | None) -> "ByteRange | None":
-        """Parse a Range header; None when it is to be ignored (RFC 9110 §14.2), as are malformed and multiple ranges."""
+        """Parse a Range header; None when it is to be ignored (RFC 9110 §14.2), as malformed and multiple ones are."""
         match = _RANGE.fullmatch(header) if header else None
         if match is None:
             return None

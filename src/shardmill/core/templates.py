@@ -56,5 +56,5 @@ def expand(template: str) -> list[str]:
             raise BadRequest(f"template {template!r} stands for more than {MAX_NAMES} names")
     try:
         return list(braceexpand.braceexpand(text, escape=False))
-    except braceexpand.UnbalancedBracesError as error:
+    except ValueError as error:
         raise BadRequest(f"template {template!r} has unbalanced braces") from error

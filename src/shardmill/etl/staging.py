@@ -26,7 +26,8 @@ def stage(directory: Path) -> Path:
         shutil.copytree(source, package / source.name, ignore=_IGNORED)
     root = Path(str(shardmill.worker.__file__)).parent.parent
     for file in ("__init__.py", "marking.py"):
-        shutil.copy(root / file, package / file)
+        if (root / file).exists():
+            shutil.copy(root / file, package / file)
     cloudpickle = importlib.util.find_spec("cloudpickle")
     assert cloudpickle is not None and cloudpickle.origin is not None
     shutil.copytree(Path(cloudpickle.origin).parent, directory / "cloudpickle", ignore=_IGNORED)
