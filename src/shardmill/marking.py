@@ -1,0 +1,90 @@
+"""`@transform`: a function that says by itself how it wants to be registered.
+
+Standard library only: a worker runs the user's file where nothing of shardmill but this module, `shards` and `worker`
+exists. The mark is an attribute; the function itself is returned unchanged.
+"""
+
+import ast
+from collections.abc import Callable, Sequence
+from typing import Any, TypedDict, TypeVar, overload
+
+MARK = "__shardmill_transform__"
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_FIELDS = ("name", "decoder", "fields", "env", "errors")
+
+
+class Marks(TypedDict, total=False):
+    """What a function says of its registration; arguments of a call come first."""
+
+    name: str
+    decoder: str | None
+    fields: list[str] | None
+    env: str | None
+    errors: str
+
+
+@overload
+def transform(function: _Function, /) -> _Function: ...
+
+
+@overload
+def transform(
+    *,
+    name: str = ...,
+    decoder: str | None = ...,
+    fields: Sequence[str] | None = ...,
+    env: str | None = ...,
+    errors: str = ...,
+) -> Callable[[_Function], _Function]: ...
+
+
+def transform(function: Callable[..., Any] | None = None, /, **marks: Any) -> Any:
+    """Mark a function with the name, decoder, fields, environment and error policy to register it with.
+
+    Both `@transform` and `@transform(name="imagenet-train", decoder="pil")` are right. What is not given stays as
+    the registration has it.
+    """
+    unknown = set(marks) - set(_FIELDS)
+    if unknown:
+        raise TypeError(f"transform() has no argument {', '.join(sorted(unknown))}; known: {', '.join(_FIELDS)}")
+    if marks.get("fields") is not None:
+        marks["fields"] = list(marks["fields"])
+
+    def mark(marked: _Function) -> _Function:
+        setattr(marked, MARK, marks)
+        return marked
+
+    return mark if function is None else mark(function)
+
+
+def marks_of(function: object) -> Marks:
+    """The marks of a function; empty if it has none."""
+    marks: Marks = getattr(function, MARK, {})
+    return marks
+
+
+def marks_in_source(source: str, function: str) -> Marks:
+    """The marks of a function in a file's text, without running it; only literal arguments are seen."""
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef) and node.name == function:
+            return _marks_of_decorators(node.decorator_list)
+    return {}
+
+
+def _marks_of_decorators(decorators: Sequence[ast.expr]) -> Marks:
+    marks: dict[str, Any] = {}
+    for decorator in decorators:
+        if not isinstance(decorator, ast.Call):
+            continue
+        called = decorator.func
+        name = called.attr if isinstance(called, ast.Attribute) else called.id if isinstance(called, ast.Name) else ""
+        if name != "transform":
+            continue
+        for keyword in decorator.keywords:
+            if keyword.arg in _FIELDS:
+                try:
+                    marks[keyword.arg] = ast.literal_eval(keyword.value)
+                except ValueError:
+                    continue
+    return Marks(**marks)  # type: ignore[typeddict-item]
