@@ -1,0 +1,61 @@
+# One set of verbs for people and CI. Needs Python 3.11 or newer, make, gcc and git; everything else is installed into
+# .venv from requirements/dev.lock. Arguments for pytest: make test ARGS='tests/shards -k pax'
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help venv demo check test test-torch bench docs docs-generate lock clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+# Pools of threads inside numpy would fight with the worker processes for the same cores.
+export OMP_NUM_THREADS ?= 1
+export OPENBLAS_NUM_THREADS ?= 1
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
+
+venv: $(VENV)/.shardmill ## the environment of every other target: .venv
+
+$(VENV)/.shardmill: pyproject.toml requirements/dev.lock tools/make-venv tools/find-python
+	@tools/make-venv $(VENV) requirements/dev.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: venv ## serve real photographs, transformed; writes demo-out/
+	@$(BIN)/shardmill demo --out demo-out $(ARGS)
+
+check: venv ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+test: check ## check, then every test that needs no torch
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-torch: venv ## the tests against the real WebDataset, torch and torchvision, in an environment of their own (5 GB)
+	@python=$$(tools/torch-venv) && \
+	  SHARDMILL_TEST_SERVER_PYTHON=$(CURDIR)/$(BIN)/python PYTHONPATH=$(CURDIR)/src \
+	  "$$python" -m pytest -p no:cacheprovider $(or $(ARGS),tests/torch)
+
+bench: venv ## the benchmarks: ratios against named peers, as docs/benchmarks.md shows them
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+docs-generate: venv ## the checked-in reference pages: commands, settings, errors
+	@$(BIN)/python docs/generate.py
+
+docs: docs-generate ## the documentation, in site/
+	@tools/make-venv .venv-docs requirements/docs.lock
+	@.venv-docs/bin/python -m mkdocs build --strict --quiet
+	@echo "site/index.html"
+
+LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+  --no-emit-find-links --no-annotate --custom-compile-command "make lock" pyproject.toml
+
+lock: ## requirements/*.lock again from pyproject.toml; ARGS=--upgrade takes the newest
+	@$(LOCK) --group dev --extra server --extra notebook --extra demo -o requirements/dev.lock $(ARGS)
+	@$(LOCK) --group torch --extra server --extra notebook -o requirements/torch.lock $(ARGS)
+	@$(LOCK) --group docs -o requirements/docs.lock $(ARGS)
+
+clean: ## everything made here, but not the torch environment
+	rm -rf .venv .venv.lock .venv-docs .venv-docs.lock site demo-out dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
