@@ -53,7 +53,9 @@ def write_shard(path: Path, samples: list[dict[str, bytes]]) -> Path:
     return path
 
 
-def request_for(source: str, *, name: str = "t", decoder: str | None = "pil", function: str = "transform") -> TransformRequest:
+def request_for(
+    source: str, *, name: str = "t", decoder: str | None = "pil", function: str = "transform"
+) -> TransformRequest:
     """A registration of source code, as `ship_file` makes it."""
     text = textwrap.dedent(source)
     payload = json.dumps({"source": text, "function": function, "filename": "/home/user/transform.py"}).encode()
@@ -74,7 +76,8 @@ def settings_for(**values: float) -> TransformSettings:
     kinds = {"sample_timeout": Seconds, "object_timeout": Seconds, "idle_workers": Seconds, "load_timeout": Seconds}
     sizes = {"memory", "run_window", "node_window", "max_sample", "max_print"}
     typed = {
-        key: kinds[key](value) if key in kinds else Size(value) if key in sizes else int(value) for key, value in values.items()
+        key: kinds[key](value) if key in kinds else Size(value) if key in sizes else int(value)
+        for key, value in values.items()
     }
     return replace(settings, **typed)  # type: ignore[arg-type]  # each value has its field's type by now
 

@@ -42,7 +42,8 @@ def shard(tmp_path: Path) -> Path:
 
 def children() -> set[int]:
     """Pids of this process's children and theirs."""
-    found, pending = set(), [os.getpid()]
+    found: set[int] = set()
+    pending = [os.getpid()]
     while pending:
         pid = pending.pop()
         for task in Path(f"/proc/{pid}/task").glob("*/children"):
@@ -107,7 +108,9 @@ def test_start_and_count_are_the_same_samples_of_the_whole(tmp_path: Path, shard
             whole = await read(engine, version, shard, ",seed=5")
             tail = await read(engine, version, shard, ",seed=5,start=50")
             some = members(await read(engine, version, shard, ",seed=5,start=10,count=3"))
-            assert tail.rstrip(b"\0") == whole[-len(tail.rstrip(b"\0")) - (len(whole) - len(whole.rstrip(b"\0"))) :].rstrip(b"\0")
+            assert tail.rstrip(b"\0") == whole[
+                -len(tail.rstrip(b"\0")) - (len(whole) - len(whole.rstrip(b"\0"))) :
+            ].rstrip(b"\0")
             assert list(some) == ["0010.cls", "0010.txt", "0011.cls", "0011.txt", "0012.cls", "0012.txt"]
             assert all(members(whole)[name] == data for name, data in some.items())
             with pytest.raises(SampleOutOfRange):
@@ -122,7 +125,9 @@ def test_in_place_edits_count_as_touched_and_kept_objects_do_not(tmp_path: Path)
 
     async def story() -> None:
         async with open_engine(tmp_path / "data") as engine:
-            version = await register(engine, 'def transform(sample):\n    sample["b.json"]["x"] = 2\n    return sample\n')
+            version = await register(
+                engine, 'def transform(sample):\n    sample["b.json"]["x"] = 2\n    return sample\n'
+            )
             found = members(await read(engine, version, shard))
             assert found["0000.a.json"] == b'{"x" :  1}'
             assert found["0000.b.json"].replace(b" ", b"") == b'{"x":2}'
@@ -244,10 +249,12 @@ def test_killed_workers_change_nothing(tmp_path: Path, shard: Path) -> None:
         async with open_engine(tmp_path / "data") as engine:
             version = await register(engine, slow)
             expected = await read(engine, version, shard, ",seed=3")
-            killed = set()
+            killed: set[int] = set()
             source = FileSource(shard)
             data = b""
-            async with engine.run(version, source, REF, Spec.parse(f"{version.label},seed=3"), seed=3, request_id="k") as going:
+            async with engine.run(
+                version, source, REF, Spec.parse(f"{version.label},seed=3"), seed=3, request_id="k"
+            ) as going:
                 async for chunk in going:
                     data += bytes(chunk)
                     alive = [worker.pid for worker in engine.pool._workers if worker.in_flight and worker.pid]
@@ -275,7 +282,10 @@ HOSTILE = {
         "left",
     ),
     "kills its group": ("import os; os.killpg(0, 9)", "SIGKILL"),
-    "ignores signals": ("import signal, time\n    signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(1000)", "sample_timeout"),
+    "ignores signals": (
+        "import signal, time\n    signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(1000)",
+        "sample_timeout",
+    ),
     "raises hugely": ("raise ValueError('x' * 10**8)", "ValueError"),
     "returns nonsense": ("return 42", "int"),
 }
@@ -486,7 +496,9 @@ async def probe(engine: Engine, source: str, shard: Path) -> Any:
 
 def test_a_probe_tells_whether_a_function_draws_and_is_reproducible(tmp_path: Path, shard: Path) -> None:
     entropy = "import os\ndef transform(sample):\n    sample['txt'] = os.urandom(8).hex()\n    return sample\n"
-    counting = "n = 0\ndef transform(sample):\n    global n\n    n += 1\n    sample['txt'] = str(n)\n    return sample\n"
+    counting = (
+        "n = 0\ndef transform(sample):\n    global n\n    n += 1\n    sample['txt'] = str(n)\n    return sample\n"
+    )
 
     async def story() -> None:
         async with open_engine(tmp_path / "data") as engine:
@@ -500,7 +512,7 @@ def test_a_probe_tells_whether_a_function_draws_and_is_reproducible(tmp_path: Pa
             with pytest.raises(TransformFailed, match="boom") as caught:
                 await probe(engine, "def transform(sample):\n    raise ValueError('boom')\n", shard)
             assert caught.value.traceback is not None
-            assert "transform.py\", line 2" in caught.value.traceback
+            assert 'transform.py", line 2' in caught.value.traceback
 
     run(story())
 

@@ -50,7 +50,9 @@ def drain(state: RunState) -> bytes:
 def finish(state: RunState, batch: Batch, results: list[Result]) -> None:
     """All results of a batch at once."""
     start, batch.done = batch.done, len(batch.samples)
-    state.add_results(batch, [(sample.ordinal, result) for sample, result in zip(batch.samples[start:], results, strict=True)], 0.001)
+    state.add_results(
+        batch, [(sample.ordinal, result) for sample, result in zip(batch.samples[start:], results, strict=True)], 0.001
+    )
 
 
 def run_with(results: list[Result], state: RunState) -> bytes:
@@ -92,7 +94,11 @@ def test_output_is_in_sample_order_whatever_the_order_of_arrival(order: random.R
         if order.random() < 0.2 and batch.attempt == 0:
             state.lose(batch, Loss("exited", "killed"))
         else:
-            finish(state, batch, [build_out(sample.key, {"a": bytes(sizes[sample.ordinal]), "b": b""}) for sample in batch.samples])
+            finish(
+                state,
+                batch,
+                [build_out(sample.key, {"a": bytes(sizes[sample.ordinal]), "b": b""}) for sample in batch.samples],
+            )
         data += drain(state)
     data += drain(state)
     assert state.phase == "ended"
@@ -102,7 +108,9 @@ def test_output_is_in_sample_order_whatever_the_order_of_arrival(order: random.R
     assert names == [f"{ordinal:04d}.{field}" for ordinal in range(len(sizes)) for field in "ab"]
 
 
-@pytest.mark.parametrize("payloads", [{"a": b"x" * 700, "b": b"yy"}, {"a": b"x" * 512, "b": b""}, {"a": b"", "b": b"z"}])
+@pytest.mark.parametrize(
+    "payloads", [{"a": b"x" * 700, "b": b"yy"}, {"a": b"x" * 512, "b": b""}, {"a": b"", "b": b"z"}]
+)
 def test_no_stop_before_the_end_looks_like_one(payloads: dict[str, bytes]) -> None:
     state = new_state()
     state.add_samples([build_sample(ordinal) for ordinal in range(4)])
@@ -263,7 +271,9 @@ def test_batches_ramp_from_one_to_what_fills_their_time() -> None:
     while (batch := state.next_batch()) is not None:
         sizes.append(len(batch.samples))
         start, batch.done = batch.done, len(batch.samples)
-        outs: list[tuple[int, Result]] = [(sample.ordinal, build_out(sample.key, {"a": b"x"})) for sample in batch.samples[start:]]
+        outs: list[tuple[int, Result]] = [
+            (sample.ordinal, build_out(sample.key, {"a": b"x"})) for sample in batch.samples[start:]
+        ]
         state.add_results(batch, outs, 0.001 * len(outs))
     assert sizes[:4] == [1, 1, 1, 1]
     assert max(sizes) == 15

@@ -3,11 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from shardmill.shards.grouping import Sample
-
 from shardmill.etl.arenas import Piece
 from shardmill.etl.environments import Environment
 from shardmill.etl.versions import Version
+from shardmill.shards.grouping import Sample
 
 LossKind = Literal["late", "memory", "printed", "exited", "protocol"]
 

@@ -6,8 +6,6 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shardmill.shards.grouping import Sample
-
 from shardmill.core.api import ProbeReport
 from shardmill.core.errors import BadShard, ShardmillError, TransformFailed
 from shardmill.core.sources import Source
@@ -15,6 +13,7 @@ from shardmill.etl.batches import Batch, Failed, Loss, Out, Result, StageSeconds
 from shardmill.etl.environments import Environment
 from shardmill.etl.versions import Version
 from shardmill.etl.workers import WorkerPool
+from shardmill.shards.grouping import Sample
 
 SAMPLES = 4
 _SEED = 1

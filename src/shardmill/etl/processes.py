@@ -16,9 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from shardmill.shards.grouping import Sample
-from shardmill.shards.tar import Member
-
 from shardmill.config import TransformSettings
 from shardmill.etl.arenas import ARENA, Piece, SharedArena
 from shardmill.etl.batches import Batch, Dropped, Failed, Loss, LossKind, Out, Result, StageSeconds, Work
@@ -26,6 +23,8 @@ from shardmill.etl.channel import Channel
 from shardmill.etl.output import PrintedOutput
 from shardmill.etl.versions import Version
 from shardmill.etl.zygotes import Forked, Zygote
+from shardmill.shards.grouping import Sample
+from shardmill.shards.tar import Member
 from shardmill.worker import wire
 from shardmill.worker.arena import HEADER, read_progress
 

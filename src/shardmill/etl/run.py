@@ -7,10 +7,6 @@ import os
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from shardmill.shards.grouping import Sample
-from shardmill.shards.index import ShardIndex
-from shardmill.shards.tar import TarError
-
 from shardmill.core.errors import BadShard, SampleOutOfRange, ShardmillError, TransformFailed
 from shardmill.core.sources import Source
 from shardmill.core.specs import Spec
@@ -20,6 +16,9 @@ from shardmill.etl.run_state import RunState, SampleFailed
 from shardmill.etl.statistics import VersionCounters
 from shardmill.etl.versions import Version
 from shardmill.etl.workers import WorkerPool
+from shardmill.shards.grouping import Sample
+from shardmill.shards.index import ShardIndex
+from shardmill.shards.tar import TarError
 
 logger = logging.getLogger(__name__)
 

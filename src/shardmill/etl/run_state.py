@@ -10,13 +10,12 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Literal
 
-from shardmill.shards.framing import end_padding
-from shardmill.shards.grouping import Sample
-
 from shardmill.core.errors import ShardmillError, TransformFailed
 from shardmill.core.specs import ErrorPolicy
 from shardmill.etl.arenas import Piece
 from shardmill.etl.batches import Batch, Dropped, Failed, Loss, Out, Result
+from shardmill.shards.framing import end_padding
+from shardmill.shards.grouping import Sample
 
 FIRST_ALL = 8  # a run whose first samples all fail is broken, whatever its budget
 BATCH_SECONDS = 0.015  # work in one batch: long enough to hide the node's share, short enough to keep order cheap

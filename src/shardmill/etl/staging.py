@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 
 import shardmill.shards
-
 import shardmill.worker
 
 BOOT = "import sys; sys.path.insert(0, sys.argv.pop(1)); from shardmill.worker.zygote import main; main()"

@@ -1,11 +1,8 @@
 """What a node does with a request for a transform or a transformed object."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-
-from shardmill.node.access import Access, Principal
-from shardmill.node.objects import Objects
 
 from shardmill.core.api import EnvironmentInfo, Failures, TransformDetails, TransformInfo, TransformRequest
 from shardmill.core.errors import BadRequest
@@ -15,6 +12,8 @@ from shardmill.etl.engine import Engine
 from shardmill.etl.run import Run
 from shardmill.etl.statistics import EngineStatistics
 from shardmill.etl.versions import Version, check_request
+from shardmill.node.access import Access, Principal
+from shardmill.node.objects import Objects
 from shardmill.worker.limits import LAYERS
 
 
@@ -124,7 +123,7 @@ class Transforms:
         finally:
             source.close()
 
-    def environments(self) -> "list[EnvironmentInfo]":
+    def environments(self) -> Sequence[EnvironmentInfo]:
         return [environment.info() for environment in self._engine.environments]
 
     def isolation(self) -> dict[str, bool]:

@@ -12,7 +12,6 @@ import time
 from typing import Any
 
 from shardmill.shards.decoding import Decoder
-
 from shardmill.worker import wire
 from shardmill.worker.arena import Arena
 from shardmill.worker.calls import Function, SampleFailure, load_function

@@ -14,7 +14,6 @@ from shardmill.shards.encoding import encode
 from shardmill.shards.framing import FramedField, frame_into, framed_size
 from shardmill.shards.payloads import BytesPayload, Payload
 from shardmill.shards.writing import member_order
-
 from shardmill.worker.calls import Function, SampleFailure, failure_of
 
 _IMMUTABLE = (str, bytes, int, float, complex, bool, type(None))
