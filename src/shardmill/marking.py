@@ -6,7 +6,7 @@ exists. The mark is an attribute; the function itself is returned unchanged.
 
 import ast
 from collections.abc import Callable, Sequence
-from typing import Any, TypedDict, TypeVar, overload
+from typing import Any, TypedDict, TypeVar, cast, overload
 
 MARK = "__shardmill_transform__"
 
@@ -60,8 +60,7 @@ def transform(function: Callable[..., Any] | None = None, /, **marks: Any) -> An
 
 def marks_of(function: object) -> Marks:
     """The marks of a function; empty if it has none."""
-    marks: Marks = getattr(function, MARK, {})
-    return marks
+    return cast(Marks, getattr(function, MARK, {}))
 
 
 def marks_in_source(source: str, function: str) -> Marks:
@@ -87,4 +86,4 @@ def _marks_of_decorators(decorators: Sequence[ast.expr]) -> Marks:
                     marks[keyword.arg] = ast.literal_eval(keyword.value)
                 except ValueError:
                     continue
-    return Marks(**marks)  # type: ignore[typeddict-item]
+    return cast(Marks, marks)

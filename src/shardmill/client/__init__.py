@@ -1,0 +1,18 @@
+"""The SDK: talk to a node, name objects by URL, register transforms."""
+
+from shardmill.client.client import Client
+from shardmill.client.handles import BucketHandle, ObjectHandle, ObjectReader, Stored
+from shardmill.client.http import NodeUnreachable, TruncatedBody
+from shardmill.client.transforms import TransformsHandle, WDTransform
+
+__all__ = [
+    "BucketHandle",
+    "Client",
+    "NodeUnreachable",
+    "ObjectHandle",
+    "ObjectReader",
+    "Stored",
+    "TransformsHandle",
+    "TruncatedBody",
+    "WDTransform",
+]

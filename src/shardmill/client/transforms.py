@@ -1,0 +1,298 @@
+"""Transforms of a node: ship a function, name its versions, read its failures back."""
+
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
+
+import msgspec
+
+from shardmill.client.handles import ObjectHandle
+from shardmill.client.http import Answer, Transport
+from shardmill.client.shipping import Shipment, ship, ship_file
+from shardmill.core.api import (
+    Code,
+    ErrorBody,
+    Failures,
+    TransformDetails,
+    TransformInfo,
+    TransformRequest,
+    Transforms,
+    TransformStatistics,
+)
+from shardmill.core.errors import BadRequest, error_from_wire
+from shardmill.core.paths import parse_object_path
+from shardmill.core.refs import Bucket, ObjectRef
+from shardmill.core.specs import ErrorPolicy, Spec, check_name
+from shardmill.marking import Marks, marks_in_source, marks_of
+
+if TYPE_CHECKING:
+    from shardmill.client.client import Client
+
+Function = Callable[..., Any]  # the user's own: takes a sample, gives anything
+Probe = str | ObjectHandle
+
+_ILLEGAL = re.compile(r"[^a-z0-9._-]+")
+
+
+class WDTransform:
+    """A function registered at a node, to be run on every sample of a shard while it streams.
+
+    ```python
+    etl = WDTransform(client, augment, transform_name="imagenet-train", verbose=True)
+    url = client.object_url("gs://imagenet", "train-000000.tar", transform_id=etl.uuid)
+    ```
+    """
+
+    def __init__(
+        self,
+        client: "Client",
+        transform_func: Function,
+        transform_name: str = "",
+        wd_decoder: str | None = "pil",
+        verbose: bool = False,
+        *,
+        fields: Sequence[str] | None = None,
+        args: Mapping[str, object] | None = None,
+        packages: Sequence[str] = (),
+        env: str | None = None,
+        errors: str = "skip:0.01",
+        seed: int | None = None,
+        probe: Probe | None = None,
+    ) -> None:
+        """Ship the function and register it.
+
+        Args:
+            client: The node.
+            transform_func: Takes a sample (a dict) and returns one, None, or an iterable of them.
+            transform_name: Default: the function's `@transform` name, else its `__name__`; a lambda must be named.
+            wd_decoder: What WebDataset's `decode` would be given; None leaves fields as bytes.
+            verbose: Say on standard output when registration begins and ends.
+            fields: Decode only these.
+            args: Keyword arguments of the function; JSON.
+            packages: Not yet possible: raises ValueError that names the way out.
+            env: An environment of the node by name; default: the first one that fits.
+            errors: `fail`, or `skip:RATIO` to leave out failing samples within that budget.
+            seed: Part of `uuid`: every read draws the same.
+            probe: URI, URL or handle of a shard, to try a few samples at once.
+
+        Raises:
+            CannotShip: (A TypeError.) The function holds something that cannot leave this process.
+            TransformFailed: No environment fits, or the probe failed; `traceback` is the function's own.
+        """
+        if packages:
+            raise ValueError(
+                "packages= is not supported by this version: install them into an environment of your own and give "
+                "that to the node: shardmill serve --env NAME=/path/to/python, then env=NAME"
+            )
+        policy = ErrorPolicy.parse(marks_of(transform_func).get("errors", errors) if errors == "skip:0.01" else errors)
+        if verbose:
+            print("Initializing ETL...", flush=True)
+        self._client = client
+        self.info = client.transforms.add(
+            transform_func,
+            transform_name,
+            decoder=wd_decoder,
+            fields=fields,
+            args=args,
+            env=env,
+            probe=probe,
+            progress=_print_progress if verbose else None,
+        )
+        self._spec = replace(Spec.parse(self.info.uuid), errors=policy).with_options(seed=seed)
+        if verbose:
+            print(f"ETL {self.name} successfully initialized", flush=True)
+
+    @property
+    def name(self) -> str:
+        return self.info.name
+
+    @property
+    def uuid(self) -> str:
+        """Its spec, for every `transform_id` argument: `name@digits` and what is not default."""
+        return str(self._spec)
+
+    def __repr__(self) -> str:
+        return f"WDTransform({self.uuid!r})"
+
+    def errors(self) -> Failures:
+        """Failures of this version, oldest first."""
+        return self._client.transforms.errors(self.info.uuid)
+
+    def statistics(self) -> TransformStatistics:
+        """Totals of this version since the node started."""
+        return self._client.transforms.statistics(self.info.uuid)
+
+
+class TransformsHandle:
+    """The transforms of a node; `client.transforms`."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def add(
+        self,
+        function: Function | str | PathLike[str],
+        name: str = "",
+        *,
+        decoder: str | None = "pil",
+        fields: Sequence[str] | None = None,
+        args: Mapping[str, object] | None = None,
+        env: str | None = None,
+        probe: Probe | None = None,
+        allow_pickle: bool = False,
+        progress: Callable[[str], None] | None = None,
+    ) -> TransformInfo:
+        """Register a function, or one of a file (`"file.py:function"`, which is not run here).
+
+        Args:
+            function: What to ship.
+            name: Default: its `@transform` name, else its own.
+            decoder: As `wd_decoder` of `WDTransform`.
+            fields: Decode only these.
+            args: Keyword arguments of the function; JSON.
+            env: An environment of the node by name.
+            probe: URI, URL or handle of a shard.
+            allow_pickle: Let `pyd` and `pth` fields be decoded, which runs code that they hold.
+            progress: Called with what the node is doing.
+        """
+        if isinstance(function, str | PathLike):
+            shipment = ship_file(str(function))
+            marks = _marks_of_file(str(function))
+        else:
+            shipment, marks = ship(function), marks_of(function)
+        if decoder == "pil" and "decoder" in marks:
+            decoder = marks["decoder"]
+        fields = fields if fields is not None else marks.get("fields")
+        request = TransformRequest(
+            name=_choose_name(name, shipment, marks),
+            code=Code(
+                encoding=shipment.encoding,
+                payload=shipment.payload,
+                form=shipment.form,
+                python=shipment.python,
+                modules=list(shipment.modules),
+                label=shipment.label,
+            ),
+            decoder=decoder,
+            fields=None if fields is None else list(fields),
+            args=None if args is None else dict(args),
+            environment=env if env is not None else marks.get("env"),
+            allow_pickle=allow_pickle,
+            probe=None if probe is None else probe_uri(probe),
+        )
+        headers = {"Content-Type": "application/json", "Accept": "application/x-ndjson"}
+        body = msgspec.json.encode(request)
+        with self._transport.request("POST", "/api/transforms", headers=headers, body=body) as answer:
+            return _read_registration(answer, progress)
+
+    def list(self) -> list[TransformInfo]:
+        """Every registered version, oldest first."""
+        with self._transport.request("GET", "/api/transforms") as answer:
+            return msgspec.json.decode(answer.read_all(), type=Transforms).transforms
+
+    def get(self, name: str) -> TransformDetails:
+        """A version by `name@digits` (or a whole spec), or the newest of a name."""
+        with self._transport.request("GET", _transform_path(name)) as answer:
+            return msgspec.json.decode(answer.read_all(), type=TransformDetails)
+
+    def remove(self, name: str) -> None:
+        """Remove a version, or all of a name; their URLs are 404 from then on."""
+        self._transport.request("DELETE", _transform_path(name)).close()
+
+    def errors(
+        self,
+        transform: str | None = None,
+        *,
+        bucket: str | None = None,
+        key: str | None = None,
+        request: str | None = None,
+    ) -> Failures:
+        """Failed samples and runs that match all that is given, oldest first.
+
+        Args:
+            transform: A name, `name@digits` or a whole spec.
+            bucket: `provider://name`.
+            key: Of a shard or of a sample.
+            request: Request id of the answer that was cut.
+        """
+        query = {
+            "transform": None if transform is None else _version_of(transform),
+            "bucket": None if bucket is None else str(Bucket.parse(bucket)),
+            "key": key,
+            "request": request,
+        }
+        given = {name: value for name, value in query.items() if value is not None}
+        with self._transport.request("GET", "/api/transforms/errors", query=given) as answer:
+            return msgspec.json.decode(answer.read_all(), type=Failures)
+
+    def statistics(self, name: str) -> TransformStatistics:
+        """Totals of a version since the node started."""
+        return self.get(name).statistics
+
+
+def probe_uri(probe: Probe) -> str:
+    """A shard's `provider://bucket/key` from its URI, its URL at a node, or its handle."""
+    if isinstance(probe, ObjectHandle):
+        return probe.uri
+    if probe.startswith(("http://", "https://")):
+        path = urlsplit(probe).path
+        start = path.find("/o/")
+        if start < 0:
+            raise BadRequest(f"probe {probe!r} is not the URL of an untransformed object (…/o/provider/bucket/key)")
+        return str(parse_object_path(path[start:]))
+    return str(ObjectRef.parse(probe))
+
+
+def legal_name(name: str) -> str:
+    """A function's name as a transform's: lower case, other signs as `-`; empty if nothing legal is left."""
+    return _ILLEGAL.sub("-", name.lower()).strip("._-")[:63]
+
+
+def _choose_name(name: str, shipment: Shipment, marks: Marks) -> str:
+    given = name or marks.get("name") or legal_name(shipment.name)
+    if not given:
+        raise BadRequest("a lambda has no name to register under; give it one with transform_name=")
+    return check_name(given)
+
+
+def _marks_of_file(target: str) -> Marks:
+    file, _, function = target.rpartition(":")
+    with open(file, encoding="utf-8") as source:
+        return marks_in_source(source.read(), function)
+
+
+def _read_registration(answer: Answer, progress: Callable[[str], None] | None) -> TransformInfo:
+    """The version that a stream of JSON lines ends with."""
+    while line := answer.read_line():
+        if not line.strip():
+            continue
+        event = msgspec.json.decode(line, type=dict[str, Any])
+        if "progress" in event:
+            if progress is not None:
+                progress(event["progress"])
+        elif "error" in event:
+            error = msgspec.convert(event["error"], ErrorBody)
+            raise error_from_wire(
+                error.code, error.message, status=500, traceback=error.traceback, request_id=error.request_id
+            )
+        else:
+            return msgspec.convert(event.get("transform", event), TransformInfo)
+    raise BadRequest("the node ended its answer to the registration without a result; register again")
+
+
+def _transform_path(name: str) -> str:
+    return f"/api/transforms/{quote(_version_of(name), safe='@._-')}"
+
+
+def _version_of(spec: str) -> str:
+    """`name@digits` of a spec; options do not matter to what is registered."""
+    parsed = Spec.parse(spec)
+    return parsed.name if parsed.digest is None else f"{parsed.name}@{parsed.digest}"
+
+
+def _print_progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
