@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from types import TracebackType
+from typing import ClassVar, Self
 
 import msgspec
 
@@ -127,6 +128,14 @@ class Client:
     def close(self) -> None:
         """Close idle connections; the client stays usable."""
         self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def _keys(
         self, handle: BucketHandle, template: str | None, names: Iterable[str] | None, prefix: str | None

@@ -186,6 +186,7 @@ class Transport:
     """Connections to one endpoint, shared by threads; a forked child starts with none."""
 
     def __init__(self, endpoint: str, token: str | None) -> None:
+        self._idle: list[http.client.HTTPConnection] = []
         parts = urlsplit(endpoint if "://" in endpoint else f"http://{endpoint}")
         try:
             port = parts.port
@@ -199,7 +200,6 @@ class Transport:
         self._token = token
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._lock = threading.Lock()
-        self._idle: list[http.client.HTTPConnection] = []
         self._process = os.getpid()
 
     def request(
@@ -257,6 +257,10 @@ class Transport:
         with self._lock:
             idle, self._idle = self._idle, []
         for connection in idle:
+            connection.close()
+
+    def __del__(self) -> None:
+        for connection in self._idle:
             connection.close()
 
     def _send(self, method: str, target: str, headers: Mapping[str, str], body: bytes | Upload | None) -> Answer:

@@ -1,0 +1,1 @@
+"""For tests of what is built on shardmill: real nodes on loopback ports."""
