@@ -40,7 +40,7 @@ class Piece:
     Resources: exactly one `release`, after which `data` is gone.
     """
 
-    __slots__ = ("_release", "cut", "data", "offset", "size")
+    __slots__ = ("_release", "cut", "data", "is_pinned", "offset", "size")
 
     def __init__(self, data: memoryview, offset: int, cut: int, release: Callable[["Piece"], None]) -> None:
         self.data: memoryview | bytes = data
@@ -48,11 +48,13 @@ class Piece:
         self.offset = offset
         self.cut = cut
         """Bytes that may be sent before the next sample is framed."""
+        self.is_pinned = False
+        """Its memory is being sent from and must stay where it is."""
         self._release: Callable[[Piece], None] | None = release
 
     def evacuate(self) -> None:
-        """Copy the bytes to the heap and give the region back."""
-        if self._release is not None and isinstance(self.data, memoryview):
+        """Copy the bytes to the heap and give the region back, unless it is pinned."""
+        if self._release is not None and isinstance(self.data, memoryview) and not self.is_pinned:
             data = bytes(self.data)
             self.release()
             self.data = data

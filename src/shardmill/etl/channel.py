@@ -35,6 +35,8 @@ class Channel:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock.fileno(), self._readable)
         self._open = True
+        self.is_breached = False
+        """The peer sent what no peer sends, and this end closed."""
 
     @property
     def is_open(self) -> bool:
@@ -98,8 +100,10 @@ class Channel:
             while self._open and (frame := self._unpacker.next_frame()) is not None:
                 self._on_frame(frame)
         except wire.ProtocolError as error:
+            self.is_breached = True
             self._lose(f"the process broke the protocol: {error}")
         except (KeyError, TypeError, ValueError, IndexError) as error:
+            self.is_breached = True
             self._lose(f"the process sent a malformed message ({type(error).__name__})")
 
     def _lose(self, reason: str) -> None:

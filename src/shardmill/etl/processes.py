@@ -31,7 +31,7 @@ from shardmill.worker.arena import HEADER, read_progress
 logger = logging.getLogger(__name__)
 
 IN_FLIGHT = 2  # batches per worker: one in work, one waiting, so that it never idles while the node is busy
-_REASON_SECONDS = 1.0  # how long a lost worker's exit status is waited for
+_REASON_SECONDS = 0.1  # how long a lost worker's exit status is waited for
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -253,11 +253,11 @@ class WorkerProcess:
     async def _lose_with_status(self, reason: str) -> None:
         """The socket ended first; the exit status says more, if it comes soon."""
         self.is_ready = False
-        forked, arena = self._forked, self._arena
-        assert forked is not None and arena is not None
+        forked, arena, channel = self._forked, self._arena, self._channel
+        assert forked is not None and arena is not None and channel is not None
         progress = read_progress(arena.view)
         # It may have closed its descriptors and live on.
-        status = await self.zygote.wait_exit(forked.pid, _REASON_SECONDS / 10)
+        status = None if channel.is_breached else await self.zygote.wait_exit(forked.pid, _REASON_SECONDS)
         if status is None:
             self._signal()
             what = f"broke off: {reason}"
@@ -381,9 +381,11 @@ class WorkerProcess:
         for piece in list(self._held.values()):
             piece.evacuate()
         released, self._released = self._released, []
-        if fits:
+        if fits and not self._held:
             self._channel.send({"t": "room", "regions": released, "size": None})
             return
+        # Too small, or a reader is being sent from it: what is pinned there stays mapped until it is released.
+        self._held.clear()
         arena, self._arena = self._arena, SharedArena(_round_up(size + 2 * HEADER))
         self._progress = (0, 0, 0)
         arena.close()

@@ -42,6 +42,12 @@ class Chunk:
 
     data: memoryview | bytes
     piece: Piece | None = None
+    stop: int = 0
+    """Bytes of the piece that may be sent; its memory may move until the chunk is taken."""
+
+    @property
+    def size(self) -> int:
+        return self.stop if self.piece is not None else len(self.data)
 
 
 class RunState:
@@ -195,15 +201,20 @@ class RunState:
         if not self._chunks:
             return None
         first = self._chunks.popleft()
-        if len(first.data) > _SMALL or not self._chunks:
+        if first.size > _SMALL or not self._chunks:
+            if first.piece is not None:
+                first.piece.is_pinned = True
+                first.data = first.piece.data[: first.stop]
             return first
-        joined = bytearray(first.data)
-        self._done(first.piece)
-        while self._chunks and len(joined) < _JOINED and len(self._chunks[0].data) <= _SMALL:
-            chunk = self._chunks.popleft()
-            joined += chunk.data
-            self._done(chunk.piece)
+        joined = bytearray()
+        self._join(joined, first)
+        while self._chunks and len(joined) < _JOINED and self._chunks[0].size <= _SMALL:
+            self._join(joined, self._chunks.popleft())
         return Chunk(bytes(joined))
+
+    def _join(self, joined: bytearray, chunk: Chunk) -> None:
+        joined += chunk.data if chunk.piece is None else chunk.piece.data[: chunk.stop]
+        self._done(chunk.piece)
 
     def sent(self, chunk: Chunk) -> None:
         """The chunk's bytes are out of reach of what happens to its memory."""
@@ -299,10 +310,10 @@ class RunState:
         head, self._tail = self._tail, bytes(piece.data[piece.cut :])
         if head:
             self._push(Chunk(head))
-        self._push(Chunk(piece.data[: piece.cut], piece))
+        self._push(Chunk(b"", piece, piece.cut))
 
     def _push(self, chunk: Chunk) -> None:
-        self.bytes_out += len(chunk.data)
+        self.bytes_out += chunk.size
         self._chunks.append(chunk)
 
     def _finish(self) -> None:

@@ -63,6 +63,7 @@ class Zygote:
         self._ids = itertools.count(1)
         self._hello: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._exits: dict[int, asyncio.Future[int]] = {}
+        self._is_closing = False
         self.gone = asyncio.Event()
         self.workers = 0
         """Live workers that were forked from it."""
@@ -152,6 +153,7 @@ class Zygote:
 
     async def close(self) -> None:
         """Ask → kill. Workers die with it."""
+        self._is_closing = True
         if self._channel.is_open:
             self._channel.send({"t": "quit"})
         loop = asyncio.get_running_loop()
@@ -202,7 +204,7 @@ class Zygote:
                     os.close(head["pidfd"])
 
     def _on_closed(self, reason: str) -> None:
-        if not self.gone.is_set():
+        if not self._is_closing:
             logger.warning(
                 "zygote of environment %s is gone: %s; %s",
                 self.name,

@@ -130,7 +130,9 @@ class Worker:
             self._arena.tick(self._batch, ordinal)
             sample = SourceSample(key, ordinal, url, descriptor, fields)
             seed = sample_seed(head["seed"], head["epoch"], object_key, ordinal, key)
-            self._results.append(self._transform(sample, seed))
+            # Transforming may report and empty the list, so the list is looked up afterwards.
+            result = self._transform(sample, seed)
+            self._results.append(result)
             if len(self._results) >= MAX_RESULTS or time.monotonic() - self._flushed > FLUSH_SECONDS:
                 self._flush(final=False)
         self._flush(final=True)
@@ -148,7 +150,9 @@ class Worker:
                 if given.keys and given.keys[-1] == output.key:
                     raise SampleFailure(f"two adjacent samples have the key {output.key!r}; give each its own __key__")
                 given.keys.append(output.key)
-                given.pieces.append(self._place(output))
+                # Placing may report and empty the list, so the list is looked up afterwards.
+                piece = self._place(output)
+                given.pieces.append(piece)
                 self._arena.tick(self._batch, sample.ordinal)
             moved = before is not None and before != self._seeder.state()
         except SampleFailure as failure:

@@ -16,6 +16,8 @@ MAX_BLOB = 1 << 30  # bytes; a function with what it captures
 MAX_DESCRIPTORS = 4
 
 _LENGTHS = struct.Struct("<II")
+_DESCRIPTOR = struct.Struct("i")
+_ANCILLARY = socket.CMSG_SPACE(MAX_DESCRIPTORS * _DESCRIPTOR.size)
 _RECEIVE = 1 << 16
 
 
@@ -109,9 +111,12 @@ class Connection:
                 return None
 
     def _fill(self, flags: int) -> bool:
-        data, descriptors, message_flags, _ = socket.recv_fds(self.sock, _RECEIVE, MAX_DESCRIPTORS, flags)
+        # socket.recv_fds ignores its flags before Python 3.14, and so would wait.
+        data, ancillary, message_flags, _ = self.sock.recvmsg(_RECEIVE, _ANCILLARY, flags)
         if message_flags & socket.MSG_CTRUNC:
             raise ProtocolError("descriptors were lost")
-        self.descriptors.extend(descriptors)
+        for level, kind, content in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                self.descriptors.extend(number for (number,) in _DESCRIPTOR.iter_unpack(content))
         self._unpacker.feed(data)
         return bool(data)
