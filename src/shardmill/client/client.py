@@ -1,7 +1,7 @@
 """`Client`: one node, by its endpoint. Making one, and making URLs, touches no network."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import ClassVar, Self
 
@@ -59,6 +59,12 @@ class Client:
         """The node's effective settings, secrets masked, with its environments and isolation layers."""
         with self._transport.request("GET", "/api/config") as answer:
             return msgspec.json.decode(answer.read_all(), type=ConfigInfo)
+
+    def probe(self) -> Mapping[str, str]:
+        """Ask whether the node lives; returns the headers of its answer."""
+        with self._transport.request("GET", "/healthz") as answer:
+            answer.read_all()
+            return dict(answer.headers)
 
     def metrics(self) -> str:
         """The node's metrics, in Prometheus' text format."""

@@ -160,13 +160,21 @@ class ObjectHandle:
                 raise TruncatedBody(f"the node answered a range of {self.uri} with {answer.status}")
             return answer.read_all()
 
-    def put(self, body: Body, *, meta: Mapping[str, str] | None = None, if_absent: bool = False) -> Stored:
+    def put(
+        self,
+        body: Body,
+        *,
+        meta: Mapping[str, str] | None = None,
+        if_absent: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> Stored:
         """Store the object; when this returns, the node has it as durably as its bucket promises.
 
         Args:
             body: Bytes, a path, an open binary file, or an iterable of bytes.
             meta: User metadata, at most 2 KiB; names in lower case.
             if_absent: Leave an existing object alone.
+            progress: Called with the size of every piece before it is sent.
 
         Raises:
             PreconditionFailed: With `if_absent`: there is an object of that key.
@@ -177,7 +185,7 @@ class ObjectHandle:
         if if_absent:
             headers["If-None-Match"] = "*"
         with contextlib.ExitStack() as stack:
-            sent = _Sent(_upload_of(body, stack))
+            sent = _Sent(_upload_of(body, stack), progress)
             with self._transport.request("PUT", object_path(self.ref), headers=headers, body=sent.upload) as answer:
                 answer.read_all()
                 stored = Stored(
@@ -275,6 +283,17 @@ class ObjectReader(io.BufferedIOBase):
 
     readinto1 = readinto
 
+    def skip_to(self, position: int) -> None:
+        """Leave out what comes before that byte of a plain object, by a range of the same version.
+
+        Raises:
+            Conflict: It has another version by now.
+        """
+        if self._answer is not None:
+            self._answer.close()
+        self._received = position
+        self._continue()
+
     def close(self) -> None:
         if self._answer is not None:
             self._answer.close()
@@ -304,17 +323,19 @@ class ObjectReader(io.BufferedIOBase):
 
     def _resume(self, error: TruncatedBody) -> None:
         """Continue a plain object where it was cut; anything else cannot be continued and raises."""
-        etag = self.meta.etag
         if self._path.startswith("/t/"):
             raise self._explained(error) from error
-        if etag is None or self._resumes >= MAX_RESUMES:
+        if self.meta.etag is None or self._resumes >= MAX_RESUMES:
             raise error
         self._resumes += 1
-        headers = {"Range": f"bytes={self._received}-", "If-Range": f'"{etag}"'}
+        self._continue()
+
+    def _continue(self) -> None:
+        headers = {"Range": str(ByteRange(self._received, None)), "If-Range": f'"{self.meta.etag}"'}
         answer = self._transport.request("GET", self._path, headers=headers)
         if answer.status != 206:
             answer.close()
-            raise Conflict(f"{self._ref} changed while it was being read; read it again") from error
+            raise Conflict(f"{self._ref} changed while it was being read; read it again")
         self._answer = answer
 
     def _explained(self, error: TruncatedBody) -> Exception:
@@ -341,8 +362,9 @@ class ObjectReader(io.BufferedIOBase):
 class _Sent:
     """Counts and hashes what goes out with an upload."""
 
-    def __init__(self, upload: Upload) -> None:
+    def __init__(self, upload: Upload, progress: Callable[[int], None] | None) -> None:
         self.size = 0
+        self._progress = progress
         self._hash = new_hash()
         self.upload = Upload(self._watch(upload.pieces), upload.size)
 
@@ -352,7 +374,10 @@ class _Sent:
 
     def _watch(self, pieces: Iterable[bytes | bytearray | memoryview]) -> Iterator[bytes | bytearray | memoryview]:
         for piece in pieces:
-            self.size += memoryview(piece).nbytes
+            count = memoryview(piece).nbytes
+            self.size += count
+            if self._progress is not None:
+                self._progress(count)
             if self._hash is not None:
                 self._hash.update(piece)
             yield piece
@@ -396,6 +421,8 @@ def _upload_of(body: Body, stack: contextlib.ExitStack) -> Upload:
         file = Path(body).open("rb", buffering=0)  # noqa: SIM115  # the stack closes it
         stack.callback(file.close)
         return Upload(_blocks(file), os.fstat(file.fileno()).st_size)
+    if isinstance(body, ObjectReader) and body.meta.size >= 0:
+        return Upload(body, body.meta.size)
     if hasattr(body, "read"):
         return Upload(_blocks(body), None)
     return Upload(body, None)

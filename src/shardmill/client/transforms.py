@@ -12,7 +12,6 @@ import msgspec
 
 from shardmill.client.handles import ObjectHandle
 from shardmill.client.http import Answer, Transport
-from shardmill.client.shipping import Shipment, ship, ship_file
 from shardmill.core.api import (
     Code,
     ErrorBody,
@@ -31,6 +30,7 @@ from shardmill.marking import Marks, marks_in_source, marks_of
 
 if TYPE_CHECKING:
     from shardmill.client.client import Client
+    from shardmill.client.shipping import Shipment
 
 Function = Callable[..., Any]  # the user's own: takes a sample, gives anything
 Probe = str | ObjectHandle
@@ -159,6 +159,9 @@ class TransformsHandle:
             allow_pickle: Let `pyd` and `pth` fields be decoded, which runs code that they hold.
             progress: Called with what the node is doing.
         """
+        # Here, not above: those who only read need not wait for cloudpickle.
+        from shardmill.client.shipping import ship, ship_file
+
         if isinstance(function, str | PathLike):
             shipment = ship_file(str(function))
             marks = _marks_of_file(str(function))
@@ -252,7 +255,7 @@ def legal_name(name: str) -> str:
     return _ILLEGAL.sub("-", name.lower()).strip("._-")[:63]
 
 
-def _choose_name(name: str, shipment: Shipment, marks: Marks) -> str:
+def _choose_name(name: str, shipment: "Shipment", marks: Marks) -> str:
     given = name or marks.get("name") or legal_name(shipment.name)
     if not given:
         raise BadRequest("a lambda has no name to register under; give it one with transform_name=")

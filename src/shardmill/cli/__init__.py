@@ -1,0 +1,1 @@
+"""The command `shardmill`: data to standard output, words to standard error."""

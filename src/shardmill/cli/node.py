@@ -1,0 +1,180 @@
+"""A node seen from outside: `status doctor config`."""
+
+import importlib.util
+import platform
+import re
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import typer
+
+from shardmill import __version__
+from shardmill.cli.locations import EndpointOption, connect
+from shardmill.cli.output import JsonOption, print_document, print_json, print_table, say, size_text
+from shardmill.client import Client, NodeUnreachable
+from shardmill.core.api import ConfigInfo
+from shardmill.core.errors import ShardmillError
+
+LOW_DISK = 0.05  # of the file system's size free; below, fills and results stop being kept
+CLOCK_SKEW = 5.0  # seconds; signed URLs and Last-Modified go wrong beyond
+
+_METRIC = re.compile(r"(\w+)(?:\{(.*)\})? ([0-9.eE+-]+)")
+
+
+def status(json: JsonOption = False, endpoint: EndpointOption = None) -> None:
+    """Show a node's buckets, transforms, environments and runs."""
+    client = connect(endpoint)
+    settings = client.config()
+    facts: dict[str, Any] = {
+        "endpoint": client.endpoint,
+        "version": settings.version,
+        "workers": settings.workers,
+        "buckets": client.buckets(),
+        "transforms": client.transforms.list(),
+        "environments": settings.environments,
+        "runs": _labelled(client.metrics(), "shardmill_runs"),
+    }
+    if json:
+        print_document(facts)
+        return
+    print(f"{client.endpoint}  shardmill {settings.version}  {settings.workers} workers")
+    runs = ", ".join(f"{int(value)} {label}" for label, value in facts["runs"].items() if value)
+    print(f"runs: {runs or 'none'}")
+    sections: list[tuple[tuple[str, ...], list[tuple[str, ...]]]] = [
+        (
+            ("bucket", "backing", "access"),
+            [(item.uri, item.backing, "read-write" if item.writable else "read-only") for item in facts["buckets"]],
+        ),
+        (
+            ("transform", "environment", "decoder", "from"),
+            [(item.uuid, item.environment, item.decoder or "-", item.label) for item in facts["transforms"]],
+        ),
+        (
+            ("environment", "state", "python", "interpreter"),
+            [(item.name, item.state, item.python or "-", item.interpreter) for item in settings.environments],
+        ),
+    ]
+    for headings, rows in sections:
+        if rows:
+            print()
+            print_table(headings, rows)
+
+
+def config(endpoint: EndpointOption = None) -> None:
+    """Print the node's effective settings, secrets masked."""
+    print_document(connect(endpoint).config())
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that `doctor` looked at."""
+
+    verdict: Literal["ok", "note", "broken"]
+    about: str
+    text: str
+
+
+def doctor(
+    json: JsonOption = False,
+    endpoint: EndpointOption = None,
+) -> None:
+    """Check this client and its node; exit status 1 if something is broken."""
+    findings = [*_examine_client(), *_examine_node(connect(endpoint))]
+    if json:
+        for finding in findings:
+            print_json(finding)
+    else:
+        width = max(len(finding.about) for finding in findings)
+        for finding in findings:
+            print(f"{finding.verdict:6}  {finding.about:{width}}  {finding.text}")
+    broken = sum(finding.verdict == "broken" for finding in findings)
+    if broken:
+        say(f"{broken} thing{'' if broken == 1 else 's'} broken")
+        raise typer.Exit(1)
+
+
+def _examine_client() -> list[Finding]:
+    python = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    findings = [Finding("ok" if sys.version_info >= (3, 11) else "broken", "python", python)]
+    findings.append(Finding("ok", "client", f"shardmill {__version__}"))
+    for library, purpose in (("xxhash", "checksums of uploads and downloads"), ("matplotlib", "pictures in notebooks")):
+        if importlib.util.find_spec(library) is None:
+            findings.append(Finding("note", library, f"not installed: {purpose} are left out"))
+    return findings
+
+
+def _examine_node(client: Client) -> list[Finding]:
+    try:
+        settings = client.config()
+        skew = _clock_skew(client)
+        buckets = client.buckets()
+    except (ShardmillError, NodeUnreachable) as error:
+        return [Finding("broken", "node", str(error))]
+    same = settings.version == __version__
+    findings = [
+        Finding("ok", "node", f"{client.endpoint} answers"),
+        Finding(
+            "ok" if same else "note",
+            "node version",
+            f"shardmill {settings.version}" + ("" if same else f"; this client is {__version__}"),
+        ),
+        Finding(
+            "ok" if abs(skew) < CLOCK_SKEW else "note", "clock", f"the node's differs by {abs(skew):.0f} s from here"
+        ),
+        Finding("ok" if buckets else "note", "buckets", f"{len(buckets)}" if buckets else "none; `shardmill mb`"),
+    ]
+    return findings + _examine_disk(settings) + _examine_environments(settings) + _examine_isolation(settings)
+
+
+def _examine_disk(settings: ConfigInfo) -> list[Finding]:
+    """The data directory's file system, where it can be seen from here."""
+    server = settings.settings.get("server")
+    data = server.get("data") if isinstance(server, dict) else None
+    if not isinstance(data, str) or not Path(data).is_dir():
+        return []
+    usage = shutil.disk_usage(data)
+    text = f"{size_text(usage.free)} of {size_text(usage.total)} free"
+    return [Finding("ok" if usage.free > LOW_DISK * usage.total else "note", "disk", text)]
+
+
+def _examine_environments(settings: ConfigInfo) -> list[Finding]:
+    return [
+        Finding(
+            "broken" if item.state == "failed" else "ok",
+            f"environment {item.name}",
+            f"{item.state}, Python {item.python or 'not yet known'}" + (f": {item.error}" if item.error else ""),
+        )
+        for item in settings.environments
+    ]
+
+
+def _examine_isolation(settings: ConfigInfo) -> list[Finding]:
+    """Layers around user code; before the first worker none has been tried."""
+    if not settings.isolation:
+        return [Finding("note", "isolation", "no worker has been started yet")]
+    return [
+        Finding("ok" if active else "note", f"isolation {name}", "active" if active else "not active")
+        for name, active in sorted(settings.isolation.items())
+    ]
+
+
+def _clock_skew(client: Client) -> float:
+    """Seconds that the node's clock is ahead; to the second, as its Date header is."""
+    date = client.probe().get("Date")
+    return 0.0 if date is None else round(parsedate_to_datetime(date).timestamp() - time.time())
+
+
+def _labelled(metrics: str, name: str) -> dict[str, float]:
+    """The values of one metric by the value of its single label."""
+    values = {}
+    for line in metrics.splitlines():
+        match = _METRIC.fullmatch(line.strip())
+        if match and match[1] == name:
+            label = re.search(r'"([^"]*)"', match[2] or "")
+            values[label[1] if label else ""] = float(match[3])
+    return values

@@ -1,0 +1,189 @@
+"""Buckets and objects: `ls stat rm mb rb`."""
+
+import sys
+from collections.abc import Iterator
+from typing import Annotated
+
+import typer
+
+from shardmill.cli.locations import (
+    CountOption,
+    EndpointOption,
+    EpochOption,
+    Location,
+    Options,
+    SeedOption,
+    StartOption,
+    TransformOption,
+    connect,
+    locate,
+    split_prefix,
+)
+from shardmill.cli.output import JsonOption, print_json, print_table, say, size_text, time_text
+from shardmill.client import BucketHandle
+from shardmill.core.api import ObjectInfo
+from shardmill.core.errors import BadRequest, ObjectNotFound, RangeNotSatisfiable
+from shardmill.core.templates import expand
+from shardmill.shards.grouping import Sample
+from shardmill.shards.index import ShardIndex
+
+HEADER_BLOCK = 8192  # bytes fetched for a tar header; small members that follow it come along
+
+
+def list_objects(
+    uri: Annotated[
+        str | None, typer.Argument(metavar="[URI]", help="provider://bucket[/prefix]; default: buckets.")
+    ] = None,
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="All keys, not one level.")] = False,
+    long: Annotated[bool, typer.Option("--long", "-l", help="Size, time and ETag too.")] = False,
+    members: Annotated[bool, typer.Option("--members", help="The samples of the shard at URI.")] = False,
+    json: JsonOption = False,
+    endpoint: EndpointOption = None,
+) -> None:
+    """List buckets, the objects of a bucket, or the samples of a shard."""
+    if uri is None:
+        _list_buckets(endpoint, json=json)
+    elif members:
+        _list_members(locate(uri, endpoint), json=json, long=long)
+    else:
+        bucket, prefix = split_prefix(uri)
+        handle = connect(endpoint).bucket(bucket)
+        _list_keys(handle, prefix, "" if recursive else "/", json=json, long=long)
+
+
+def stat(
+    uri: Annotated[str, typer.Argument(metavar="URI", help="provider://bucket/key, or a node's URL.")],
+    transform: TransformOption = None,
+    seed: SeedOption = None,
+    epoch: EpochOption = None,
+    start: StartOption = None,
+    count: CountOption = None,
+    json: JsonOption = False,
+    endpoint: EndpointOption = None,
+) -> None:
+    """Show what is known of an object, without reading it."""
+    location = locate(uri, endpoint, Options(transform, seed, epoch, start, count))
+    meta = location.head()
+    facts: dict[str, object] = {
+        "uri": str(location),
+        "url": location.handle.url(location.transform),
+        "size": meta.size if meta.size >= 0 else None,
+        "modified": meta.modified or None,
+        "etag": meta.etag,
+        "checksum": meta.checksum,
+        "meta": dict(meta.user),
+    }
+    if json:
+        print_json(facts)
+        return
+    facts |= {"modified": time_text(meta.modified), "meta": ", ".join(f"{k}={v}" for k, v in meta.user.items())}
+    if meta.size >= 1024:
+        facts["size"] = f"{meta.size} ({size_text(meta.size)})"
+    for name, value in facts.items():
+        if value not in (None, ""):
+            print(f"{name + ':':10} {value}")
+
+
+def rm(
+    uris: Annotated[list[str], typer.Argument(metavar="URI...", help="Objects; braces are expanded.")],
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="All objects below the prefix.")] = False,
+    endpoint: EndpointOption = None,
+) -> None:
+    """Remove objects."""
+    client = connect(endpoint)
+    removed = 0
+    for uri in uris:
+        bucket, key = split_prefix(uri)
+        handle = client.bucket(bucket)
+        if recursive:
+            keys = [item.key for item in handle.list(key)]
+            if not keys:
+                raise ObjectNotFound(f"no object of {bucket} starts with {key!r}")
+        elif not key:
+            raise BadRequest(f"{uri} is a bucket; remove it with rb, or its objects with rm -r")
+        else:
+            keys = expand(key) if "{" in key else [key]
+        for name in keys:
+            handle.object(name).delete()
+            removed += 1
+    say(f"removed {removed} object{'' if removed == 1 else 's'}")
+
+
+def mb(
+    bucket: Annotated[str, typer.Argument(metavar="BUCKET", help="ais://NAME")], endpoint: EndpointOption = None
+) -> None:
+    """Make a bucket in the node's own store."""
+    handle = connect(endpoint).bucket(bucket)
+    handle.create()
+    say(f"made {handle.uri}")
+
+
+def rb(
+    bucket: Annotated[str, typer.Argument(metavar="BUCKET", help="ais://NAME")],
+    force: Annotated[bool, typer.Option("--force", help="Even if it holds objects: they are removed.")] = False,
+    endpoint: EndpointOption = None,
+) -> None:
+    """Remove a bucket."""
+    handle = connect(endpoint).bucket(bucket)
+    handle.remove(force)
+    say(f"removed {handle.uri}")
+
+
+def read_samples(location: Location, limit: int | None = None) -> Iterator[Sample]:
+    """The samples of a shard in order, from its headers alone, by small ranges."""
+    meta = location.handle.head()
+    window, window_start = b"", 0
+
+    def read(offset: int, length: int) -> bytes:
+        nonlocal window, window_start
+        if not (window_start <= offset and offset + length <= window_start + len(window)):
+            try:
+                window = location.handle.get_range(offset, offset + max(length, HEADER_BLOCK))
+            except RangeNotSatisfiable:
+                window = b""
+            window_start = offset
+        return window[offset - window_start : offset - window_start + length]
+
+    index = ShardIndex(read, meta.size)
+    given = 0
+    while (limit is None or given < limit) and (samples := index.advance(1)):
+        given += 1
+        yield samples[0]
+
+
+def _list_buckets(endpoint: str | None, *, json: bool) -> None:
+    buckets = connect(endpoint).buckets()
+    if json:
+        for bucket in buckets:
+            print_json(bucket)
+        return
+    rows = [(bucket.uri, bucket.backing, "read-write" if bucket.writable else "read-only") for bucket in buckets]
+    print_table(("bucket", "backing", "access"), rows)
+    if not buckets:
+        say("no buckets; make one with: shardmill mb ais://NAME")
+
+
+def _list_keys(handle: BucketHandle, prefix: str, delimiter: str, *, json: bool, long: bool) -> None:
+    # Printed page by page: a bucket may hold millions.
+    for page in handle.pages(prefix, delimiter):
+        entries: list[tuple[str, ObjectInfo | None]] = [(name, None) for name in page.prefixes]
+        entries += [(item.key, item) for item in page.objects]
+        for name, item in sorted(entries, key=lambda entry: entry[0].encode()):
+            if json:
+                print_json(item if item is not None else {"prefix": name})
+            elif long and item is not None:
+                print(f"{item.size:>14}  {time_text(item.modified):19}  {item.etag or '-':32}  {name}")
+            else:
+                print(f"{'':14}  {'':19}  {'':32}  {name}" if long else name)
+        sys.stdout.flush()
+
+
+def _list_members(location: Location, *, json: bool, long: bool) -> None:
+    for sample in read_samples(location):
+        sizes = {field.name: field.member.size for field in sample.fields}
+        if json:
+            print_json({"key": sample.key, "ordinal": sample.ordinal, "fields": sizes})
+        elif long:
+            print(f"{sample.ordinal:>8}  {sample.key}  {' '.join(f'{name}:{size}' for name, size in sizes.items())}")
+        else:
+            print(f"{sample.key}  {' '.join(sizes)}")

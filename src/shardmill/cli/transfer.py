@@ -1,0 +1,351 @@
+"""Bytes between here and a node, or between two buckets: `get put cp`.
+
+A file appears under its name only when it is whole; a plain object that was cut is continued by the next try.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path, PurePosixPath
+from typing import Annotated, TypeVar
+
+import typer
+
+from shardmill.cli.locations import (
+    CountOption,
+    EndpointOption,
+    EpochOption,
+    Location,
+    Options,
+    SeedOption,
+    StartOption,
+    TransformOption,
+    connect,
+    is_remote,
+    locate,
+    split_prefix,
+)
+from shardmill.cli.output import Advance, progress, say, size_text, summary
+from shardmill.client import Client, ObjectReader
+from shardmill.client.handles import new_hash
+from shardmill.core.errors import BadRequest, CorruptObject, ObjectNotFound
+from shardmill.core.ranges import ByteRange
+from shardmill.core.refs import ObjectRef
+from shardmill.core.templates import expand, listing_prefix, match_listing, needs_listing
+
+_Result = TypeVar("_Result")
+
+PARALLEL = 8  # transfers at once; beyond, one client gains nothing on a loopback or a 10 Gbit/s link
+
+
+@dataclass(frozen=True, slots=True)
+class _Download:
+    source: Location
+    target: Path
+    size: int | None
+    """Bytes as listed; None: not listed."""
+
+
+def get(
+    uri: Annotated[str, typer.Argument(metavar="URI", help="provider://bucket/key, with braces, or a node's URL.")],
+    target: Annotated[
+        str | None, typer.Argument(metavar="[FILE|DIR|-]", help="Default: ./NAME; - is standard output.")
+    ] = None,
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="All objects below the prefix.")] = False,
+    transform: TransformOption = None,
+    seed: SeedOption = None,
+    epoch: EpochOption = None,
+    start: StartOption = None,
+    count: CountOption = None,
+    byte_range: Annotated[
+        str | None, typer.Option("--range", metavar="A-B", help="Bytes A to B, both included, as in HTTP.")
+    ] = None,
+    endpoint: EndpointOption = None,
+) -> None:
+    """Get objects, transformed or as they are."""
+    options = Options(transform, seed, epoch, start, count)
+    template = _template_of(uri)
+    if not recursive and not template and not uri.endswith("/"):
+        location = locate(uri, endpoint, options)
+        if byte_range is not None:
+            _get_range(location, target, byte_range)
+        elif target == "-":
+            _copy_to_stdout(location.open())
+        else:
+            _get_one(location, _file_for(location, target))
+        return
+    if target == "-" or byte_range is not None:
+        raise BadRequest("several objects can only go to a directory; name one object for - or --range")
+    directory = Path(target or ".")
+    client = connect(endpoint)
+    spec = options.resolve(client)
+    downloads = list(_plan(client, uri, template, spec, directory))
+    _get_many(downloads)
+
+
+def put(
+    source: Annotated[str, typer.Argument(metavar="FILE|DIR|-", help="- is standard input.")],
+    uri: Annotated[str, typer.Argument(metavar="URI", help="provider://bucket[/prefix/] or provider://bucket/key")],
+    meta: Annotated[list[str] | None, typer.Option("--meta", metavar="K=V", help="User metadata.")] = None,
+    if_absent: Annotated[bool, typer.Option("--if-absent", help="Fail if the object exists.")] = False,
+    endpoint: EndpointOption = None,
+) -> None:
+    """Put a file, a directory (keeping relative paths) or standard input."""
+    client = connect(endpoint)
+    bucket, key = split_prefix(uri)
+    handle = client.bucket(bucket)
+    pairs = _meta_pairs(meta or [])
+    began = time.monotonic()
+    if source == "-":
+        if not key or key.endswith("/"):
+            raise BadRequest(f"standard input has no name; write {uri.rstrip('/')}/KEY")
+        stored = handle.object(key).put(sys.stdin.buffer, meta=pairs, if_absent=if_absent)
+        say(summary("put", 1, stored.size, began))
+        return
+    path = Path(source)
+    if path.is_dir():
+        base = key if not key or key.endswith("/") else key + "/"
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        uploads = [(file, base + PurePosixPath(file.relative_to(path)).as_posix()) for file in files]
+        if not uploads:
+            raise BadRequest(f"{source} holds no files")
+    elif path.exists():
+        uploads = [(path, key + path.name if not key or key.endswith("/") else key)]
+    else:
+        raise BadRequest(f"{source}: no such file or directory")
+    total = sum(file.stat().st_size for file, _ in uploads)
+    with progress(f"put {source}", total) as advance:
+        _in_parallel(
+            [
+                partial(handle.object(name).put, file, meta=pairs, if_absent=if_absent, progress=advance)
+                for file, name in uploads
+            ]
+        )
+    say(summary("put", len(uploads), total, began))
+
+
+def cp(
+    source: Annotated[str, typer.Argument(metavar="URI", help="provider://bucket/key, or a node's URL.")],
+    target: Annotated[str, typer.Argument(metavar="URI", help="provider://bucket[/prefix/] or provider://bucket/key")],
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="All objects below the prefix.")] = False,
+    transform: TransformOption = None,
+    seed: SeedOption = None,
+    epoch: EpochOption = None,
+    start: StartOption = None,
+    count: CountOption = None,
+    endpoint: EndpointOption = None,
+) -> None:
+    """Copy objects from bucket to bucket, through here; with --transform, their transformed form."""
+    for text, instead in ((source, "put"), (target, "get")):
+        if not is_remote(text):
+            raise BadRequest(f"{text} is a local path; use: shardmill {instead} {source} {target}")
+    options = Options(transform, seed, epoch, start, count)
+    bucket, base = split_prefix(target)
+    into = connect(endpoint).bucket(bucket)
+    began, total = time.monotonic(), 0
+    if recursive:
+        client = connect(endpoint)
+        spec = options.resolve(client)
+        from_bucket, prefix = split_prefix(source)
+        keys = [item.key for item in client.bucket(from_bucket).list(prefix)]
+        if not keys:
+            raise ObjectNotFound(f"no object of {from_bucket} starts with {prefix!r}")
+        base = base if not base or base.endswith("/") else base + "/"
+        skipped = len(prefix.rpartition("/")[0]) + 1 if "/" in prefix else 0
+        copies = [(Location(client, ObjectRef.of(from_bucket, key), spec), base + key[skipped:]) for key in keys]
+    else:
+        location = locate(source, endpoint, options)
+        copies = [(location, base + location.name if not base or base.endswith("/") else base)]
+    for location, key in copies:
+        with location.open() as reader:
+            total += into.object(key).put(reader, meta=reader.meta.user).size
+    say(summary("copied", len(copies), total, began))
+
+
+def _template_of(uri: str) -> bool:
+    """Whether a URI stands for several objects; in a node's URL braces would be percent-encoded."""
+    if uri.startswith(("http://", "https://")):
+        return False
+    key = split_prefix(uri)[1]
+    return "{" in key or needs_listing(key)
+
+
+def _plan(client: Client, uri: str, template: bool, spec: str | None, directory: Path) -> Iterator[_Download]:
+    """What to get into which file: names of a template flat, keys below a prefix with their relative paths."""
+    bucket, key = split_prefix(uri)
+    handle = client.bucket(bucket)
+    if template and not needs_listing(key):
+        for name in expand(key):
+            yield _Download(
+                Location(client, ObjectRef.of(bucket, name), spec), directory / name.rpartition("/")[2], None
+            )
+        return
+    if template:
+        sizes = {item.key: item.size for item in handle.list(listing_prefix(key))}
+        chosen = list(match_listing(key, sizes))
+        skipped = len(listing_prefix(key).rpartition("/")[0])
+    else:
+        sizes = {item.key: item.size for item in handle.list(key)}
+        chosen = [name for name in sizes if not name.endswith("/")]
+        skipped = len(key.rpartition("/")[0])
+    if not chosen:
+        raise ObjectNotFound(f"no object of {bucket} fits {key!r}")
+    for name in chosen:
+        relative = name[skipped:].lstrip("/")
+        yield _Download(
+            Location(client, ObjectRef.of(bucket, name), spec),
+            _below(directory, relative),
+            sizes[name] if spec is None else None,
+        )
+
+
+def _below(directory: Path, relative: str) -> Path:
+    """A file below the directory; a key that leads out of it is refused."""
+    path = PurePosixPath(relative)
+    if path.is_absolute() or ".." in path.parts:
+        raise BadRequest(f"the key {relative!r} leads out of {directory}; get it by its own name")
+    return directory / path
+
+
+def _file_for(location: Location, target: str | None) -> Path:
+    if target is None:
+        return Path(location.name)
+    path = Path(target)
+    return path / location.name if path.is_dir() or target.endswith("/") else path
+
+
+def _get_many(downloads: Sequence[_Download]) -> None:
+    began = time.monotonic()
+    sizes = [item.size for item in downloads]
+    total = None if None in sizes else sum(size or 0 for size in sizes)
+    with progress(f"get {len(downloads)} objects", total) as advance:
+        received = _in_parallel([partial(_download, item.source, item.target, advance) for item in downloads])
+    say(summary("got", len(downloads), sum(received), began))
+
+
+def _get_one(location: Location, target: Path) -> None:
+    began = time.monotonic()
+    with progress(f"get {location.name}", None) as advance:
+        size = _download(location, target, advance)
+    say(f"{summary('got', 1, size, began)}: {target}")
+
+
+def _download(location: Location, target: Path, advance: Advance) -> int:
+    """Stream one object into a file; returns its size.
+
+    *Recovery:* what an earlier try left of the same version is kept and continued.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with location.open() as reader:
+        etag = reader.meta.etag if location.transform is None else None
+        part = _partial_path(location, target, etag)
+        kept = part.stat().st_size if etag is not None and part.exists() else 0
+        if 0 < kept < reader.meta.size:
+            reader.skip_to(kept)
+        else:
+            kept = 0
+        try:
+            size = _write(reader, part, kept, advance)
+        except BaseException:
+            if etag is None:
+                part.unlink(missing_ok=True)
+            elif part.exists() and part.stat().st_size:
+                say(f"kept {size_text(part.stat().st_size)} of {target}; the same command continues there")
+            raise
+        _check(reader, part, size)
+    os.replace(part, target)
+    return size
+
+
+def _partial_path(location: Location, target: Path, etag: str | None) -> Path:
+    """Named by what is in it, so that only the same version is ever continued; other reads get a name of their own."""
+    if etag is None:
+        return target.with_name(f".{target.name}.{os.getpid()}.part")
+    digest = blake2b(f"{location.client.endpoint} {location} {etag}".encode(), digest_size=6).hexdigest()
+    return target.with_name(f".{target.name}.{digest}.part")
+
+
+def _write(reader: ObjectReader, path: Path, start: int, advance: Advance) -> int:
+    buffer = memoryview(bytearray(1 << 20))
+    position = start
+    with path.open("r+b" if start else "wb", buffering=0) as file:
+        file.seek(start)
+        file.truncate()
+        while count := reader.readinto(buffer):
+            view = buffer[:count]
+            while view:
+                view = view[file.write(view) :]
+            position += count
+            advance(count)
+    return position
+
+
+def _check(reader: ObjectReader, path: Path, size: int) -> None:
+    """Compare with the node's checksum, where both sides have one."""
+    hasher = new_hash()
+    expected = reader.meta.checksum
+    if hasher is None or expected is None or reader.meta.size != size:
+        return
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(1 << 20):
+            hasher.update(block)
+    if f"xxh3:{hasher.hexdigest()}" != expected:
+        path.unlink()
+        raise CorruptObject(f"{reader.meta.key} arrived with other bytes than the node has; get it again")
+
+
+def _copy_to_stdout(reader: ObjectReader) -> None:
+    with reader:
+        for chunk in reader:
+            sys.stdout.buffer.write(chunk)
+            # A reader of a pipe waits for what is there, not for a full buffer.
+            sys.stdout.buffer.flush()
+
+
+def _get_range(location: Location, target: str | None, text: str) -> None:
+    if location.transform is not None:
+        raise BadRequest("--range is for plain objects; of a transform take --start and --count")
+    wanted = ByteRange.parse(f"bytes={text}")
+    if wanted is None:
+        raise BadRequest(f"--range {text!r} is not A-B, A- or -N")
+    resolved = wanted.resolve(location.head().size)
+    if resolved is None:
+        raise BadRequest(f"--range {text}: {location} has only {location.head().size} bytes")
+    data = location.handle.get_range(*resolved)
+    if target == "-":
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        return
+    path = _file_for(location, target)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_bytes(data)
+    os.replace(part, path)
+
+
+def _meta_pairs(pairs: Sequence[str]) -> dict[str, str]:
+    parsed = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise BadRequest(f"--meta {pair!r} is not K=V")
+        parsed[name.lower()] = value
+    return parsed
+
+
+def _in_parallel(works: Sequence[Callable[[], _Result]]) -> list[_Result]:
+    """Do them all, a few at a time, and give their results in order; the first failure stops what has not begun."""
+    if len(works) == 1:
+        return [works[0]()]
+    with ThreadPoolExecutor(PARALLEL, thread_name_prefix="transfer") as threads:
+        futures = [threads.submit(work) for work in works]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            threads.shutdown(wait=True, cancel_futures=True)
+    failed = next((future for future in futures if not future.cancelled() and future.exception()), None)
+    return [failed.result()] if failed is not None else [future.result() for future in futures]

@@ -1,0 +1,244 @@
+"""Transforms of a node: `transform add try replay ls show errors rm`."""
+
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from shardmill.cli import trying
+from shardmill.cli.locations import EndpointOption, EpochOption, Options, SeedOption, connect, locate
+from shardmill.cli.objects import read_samples
+from shardmill.cli.output import JsonOption, print_document, print_json, print_table, say, size_text, time_text
+from shardmill.client.shards import describe_sample, read_stream
+from shardmill.core.api import ProbeReport, TransformDetails, TransformStatistics
+from shardmill.core.errors import BadRequest, MemberNotFound, TransformFailed
+from shardmill.core.specs import Spec
+
+app = typer.Typer(no_args_is_help=True, help="Register functions, try them, see how they fare.")
+
+FunctionArgument = Annotated[str, typer.Argument(metavar="FILE.py:FUNC", help="The file is not run here.")]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME[@DIGEST]", help="Without a digest: its newest version.")]
+DecoderOption = Annotated[
+    str | None, typer.Option(metavar="SPEC", help="As WebDataset's decode: pil (default), rgb, …; none: bytes.")
+]
+FieldsOption = Annotated[str | None, typer.Option(metavar="F,F", help="Decode only these fields.")]
+EnvOption = Annotated[str | None, typer.Option(metavar="NAME", help="Environment of the node; default: one that fits.")]
+ArgsOption = Annotated[str | None, typer.Option("--args", metavar="JSON", help="Keyword arguments of the function.")]
+
+
+@app.command()
+def add(
+    function: FunctionArgument,
+    name: Annotated[str, typer.Option(metavar="N", help="Default: the function's own.")] = "",
+    decoder: DecoderOption = "pil",
+    fields: FieldsOption = None,
+    args: ArgsOption = None,
+    env: EnvOption = None,
+    probe: Annotated[str | None, typer.Option(metavar="URI", help="A shard to try a few samples of.")] = None,
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Decode pyd and pth fields.")] = False,
+    json: JsonOption = False,
+    endpoint: EndpointOption = None,
+) -> None:
+    """Register a function; its uuid, for URLs, goes to standard output."""
+    info = connect(endpoint).transforms.add(
+        function,
+        name,
+        decoder=None if decoder == "none" else decoder,
+        fields=_field_names(fields),
+        args=_arguments(args),
+        env=env,
+        probe=probe,
+        allow_pickle=allow_pickle,
+        progress=say,
+    )
+    if json:
+        print_json(info)
+        return
+    say(f"registered {info.name} from {info.label} for environment {info.environment}")
+    if info.probe is not None:
+        say(_probe_text(info.probe))
+    print(info.uuid)
+
+
+@app.command("try")
+def try_function(
+    function: FunctionArgument,
+    shard: Annotated[str, typer.Argument(metavar="SHARD", help="URI of a shard, or a local .tar.")],
+    name: Annotated[str, typer.Option(metavar="N", help="Default: the function's own.")] = "",
+    samples: Annotated[int, typer.Option(min=1, metavar="N", help="How many.")] = 8,
+    picture: Annotated[str | None, typer.Option(metavar="OUT.png", help="Write pictures before and after.")] = None,
+    decoder: DecoderOption = "pil",
+    fields: FieldsOption = None,
+    args: ArgsOption = None,
+    env: EnvOption = None,
+    seed: SeedOption = None,
+    json: JsonOption = False,
+    endpoint: EndpointOption = None,
+) -> None:
+    """Run a function on the first samples of a shard: what goes in, what comes out, what it costs."""
+    with trying.shard_at(shard, endpoint) as location:
+        info = location.client.transforms.add(
+            function,
+            name,
+            decoder=None if decoder == "none" else decoder,
+            fields=_field_names(fields),
+            args=_arguments(args),
+            env=env,
+            progress=say,
+        )
+        trial = trying.run_trial(location, info, samples=samples, seed=seed)
+        if json:
+            print_json(trial.report())
+        else:
+            trying.print_trial(trial)
+        if picture is not None:
+            trying.save_picture(trial, picture)
+            say(f"pictures before and after: {picture}")
+
+
+@app.command()
+def replay(
+    name: NameArgument,
+    uri: Annotated[str, typer.Argument(metavar="URI", help="The shard.")],
+    key: Annotated[str, typer.Argument(metavar="KEY", help="The sample's key.")],
+    seed: SeedOption = None,
+    epoch: EpochOption = None,
+    endpoint: EndpointOption = None,
+) -> None:
+    """Run one sample again as it ran when it failed: with its recorded seed, at its place in the shard."""
+    location = locate(uri, endpoint, Options(transform=name))
+    assert location.transform is not None
+    failures = location.client.transforms.errors(
+        location.transform, bucket=str(location.ref.bucket), key=location.ref.key
+    ).failures
+    recorded = [item for item in failures if item.sample == key and item.ordinal is not None]
+    if recorded:
+        ordinal = recorded[-1].ordinal
+        seed = seed if seed is not None else recorded[-1].seed
+    else:
+        say(f"no failure of {key} is recorded; looking for it in the shard")
+        ordinal = next((sample.ordinal for sample in read_samples(location) if sample.key == key), None)
+    if ordinal is None:
+        raise MemberNotFound(f"{location} has no sample {key!r}; `shardmill ls --members {location}` shows them")
+    spec = Spec.parse(location.transform).with_options(seed=seed, epoch=epoch, start=ordinal, count=1)
+    say(f"sample {key} ({ordinal}) of {location} through {spec}")
+    try:
+        with location.handle.get(str(spec)) as reader:
+            outputs = list(read_stream(reader))
+            drawn = reader.seed
+    except TransformFailed as error:
+        raise TransformFailed(f"it fails: {error.message}", traceback=error.traceback) from error
+    say(f"it succeeds with seed {drawn}; {len(outputs)} sample{'' if len(outputs) == 1 else 's'} came out")
+    for output in outputs:
+        print("\n".join(describe_sample(output)))
+
+
+@app.command("ls")
+def list_transforms(json: JsonOption = False, endpoint: EndpointOption = None) -> None:
+    """List registered versions, oldest first."""
+    infos = connect(endpoint).transforms.list()
+    if json:
+        for info in infos:
+            print_json(info)
+        return
+    rows = [
+        (info.uuid, info.decoder or "-", info.environment, time_text(info.created), info.label or "-") for info in infos
+    ]
+    print_table(("transform", "decoder", "environment", "registered", "from"), rows)
+    if not infos:
+        say("no transforms; add one with: shardmill transform add FILE.py:FUNC")
+
+
+@app.command()
+def show(name: NameArgument, json: JsonOption = False, endpoint: EndpointOption = None) -> None:
+    """Show a version and its statistics."""
+    details = connect(endpoint).transforms.get(name)
+    if json:
+        print_document(details)
+        return
+    for fact, value in _facts(details):
+        print(f"{fact + ':':13} {value}")
+
+
+@app.command()
+def errors(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME[@DIGEST]]", help="Default: of all.")] = None,
+    bucket: Annotated[str | None, typer.Option(metavar="URI", help="Only of this bucket.")] = None,
+    key: Annotated[str | None, typer.Option(help="Only of this shard or sample.")] = None,
+    request: Annotated[str | None, typer.Option(metavar="ID", help="Only of this request.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="With tracebacks.")] = False,
+    json: JsonOption = False,
+    endpoint: EndpointOption = None,
+) -> None:
+    """List samples and runs that failed, oldest first."""
+    found = connect(endpoint).transforms.errors(name, bucket=bucket, key=key, request=request)
+    for failure in found.failures:
+        if json:
+            print_json(failure)
+            continue
+        place = f"{failure.bucket}/{failure.object}" + (f" sample {failure.sample}" if failure.sample else "")
+        print(f"{time_text(failure.time)}  {failure.transform}  {place}: {failure.message}")
+        for text in (failure.traceback, failure.output) if verbose else ():
+            if text:
+                print("    " + text.rstrip().replace("\n", "\n    "))
+    if not json:
+        more = found.total - len(found.failures)
+        say(
+            f"{found.total} failure{'' if found.total == 1 else 's'}"
+            + (f", {more} of them only counted" if more else "")
+        )
+
+
+@app.command()
+def rm(name: NameArgument, endpoint: EndpointOption = None) -> None:
+    """Remove a version, or without a digest all of that name; their URLs are 404 from then on."""
+    connect(endpoint).transforms.remove(name)
+    say(f"removed {name}")
+
+
+def _field_names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _arguments(text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise BadRequest(f"--args {text!r} is not a JSON object: {error}") from error
+
+
+def _facts(details: TransformDetails) -> list[tuple[str, object]]:
+    info, totals = details.transform, details.statistics
+    facts: list[tuple[str, object]] = [
+        ("uuid", info.uuid),
+        ("digest", info.digest),
+        ("from", info.label or "-"),
+        ("registered", time_text(info.created)),
+        ("decoder", info.decoder or "none"),
+        ("fields", "all" if info.fields is None else ", ".join(info.fields)),
+        ("environment", f"{info.environment}, Python {info.python}"),
+        ("imports", ", ".join(info.modules) or "-"),
+    ]
+    if info.args is not None:
+        facts.append(("arguments", msgspec.json.encode(info.args).decode()))
+    if info.probe is not None:
+        facts.append(("probe", _probe_text(info.probe)))
+    facts.append(("since start", _totals_text(totals)))
+    if totals.samples:
+        facts.append(("per sample", trying.costs_text(totals)))
+    return facts
+
+
+def _totals_text(totals: TransformStatistics) -> str:
+    return (
+        f"{totals.runs} runs, {totals.samples} samples, {totals.failures} failures, "
+        f"{size_text(totals.bytes_in)} in, {size_text(totals.bytes_out)} out"
+    )
+
+
+def _probe_text(probe: ProbeReport) -> str:
+    drawn = "draws no random numbers" if probe.deterministic else "draws random numbers"
+    again = "the same bytes for the same seed" if probe.reproducible else "NOT the same bytes for the same seed"
+    return f"{probe.samples} samples tried, {probe.seconds_per_sample * 1000:.1f} ms each: {drawn}, {again}"
