@@ -134,7 +134,7 @@ def _end_of_call(error: Exception) -> int:
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "shardmill"
     if type(error).__name__ == "NoArgsIsHelpError":
-        say(describe())
+        describe()  # prints the help itself
         return 2
     say(f"{command}: {' '.join(describe().split())} (see {command} --help)")
     return 2

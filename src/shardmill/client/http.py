@@ -188,12 +188,13 @@ class Transport:
     def __init__(self, endpoint: str, token: str | None) -> None:
         self._idle: list[http.client.HTTPConnection] = []
         parts = urlsplit(endpoint if "://" in endpoint else f"http://{endpoint}")
+        wrong = BadRequest(f"endpoint {endpoint!r} is not of the form http://HOST:PORT")
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise wrong
         try:
             port = parts.port
         except ValueError:
-            port = None
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise BadRequest(f"endpoint {endpoint!r} is not of the form http://HOST:PORT")
+            raise wrong from None
         self.endpoint = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
         self._base = parts.path.rstrip("/")
         self._host, self._port = parts.hostname, port
@@ -289,8 +290,10 @@ class Transport:
                 connection.putheader("Authorization", f"Bearer {self._token}")
             for name, value in headers.items():
                 connection.putheader(name, value)
-            self._send_body(connection, body)
+            is_sent = self._send_body(connection, body)
             response = connection.getresponse()
+            if not is_sent and response.status < 400:
+                raise ConnectionResetError("answered before the body was sent")
         except _UploadFailed as failed:
             # Closed without its end, the upload leaves nothing behind on the node.
             connection.close()
@@ -303,10 +306,11 @@ class Transport:
             raise
         return Answer(connection, response, self)
 
-    def _send_body(self, connection: http.client.HTTPConnection, body: bytes | Upload | None) -> None:
+    def _send_body(self, connection: http.client.HTTPConnection, body: bytes | Upload | None) -> bool:
+        """False: the node stopped listening in between."""
         if body is None:
             connection.endheaders()
-            return
+            return True
         upload = body if isinstance(body, Upload) else Upload((body,), len(body))
         if upload.size is None:
             connection.putheader("Transfer-Encoding", "chunked")
@@ -318,9 +322,10 @@ class Transport:
                 _send_piece(connection, memoryview(piece).cast("B"), is_chunked=upload.size is None)
             except (BrokenPipeError, ConnectionResetError):
                 # A node that refuses an upload answers before it has read it all: that answer is the reason.
-                return
+                return False
         if upload.size is None:
             connection.send(b"0\r\n\r\n")
+        return True
 
     def _idle_connection(self) -> http.client.HTTPConnection | None:
         with self._lock:
