@@ -4,6 +4,7 @@ Each setting is declared once, with its unit, default and a sentence; documentat
 Parts of the program receive values or a section, never read the environment themselves.
 """
 
+import ipaddress
 import os
 import re
 import tomllib
@@ -416,4 +417,9 @@ def _check(config: Config, problems: list[str]) -> None:
 
 def is_loopback(host: str) -> bool:
     """Whether a host name or address can only mean this machine."""
-    return host in ("localhost", "::1") or host.startswith("127.")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -17,6 +17,7 @@ ShardmillError                                       code                     st
 ├─ TooLarge                                          too_large                413     no
 ├─ UnsupportedMediaType                              unsupported_media_type   415     no
 ├─ RangeNotSatisfiable                               range_not_satisfiable    416     no
+├─ ExpectationFailed                                 expectation_failed       417     no
 ├─ TransformFailed                                   transform_failed         422     no: user code, or a cap
 │  ├─ BadShard                                       bad_shard                422     no: not a good tar
 │  ├─ SampleOutOfRange                               sample_out_of_range      422     no
@@ -135,6 +136,11 @@ class UnsupportedMediaType(ShardmillError):
 class RangeNotSatisfiable(ShardmillError):
     code = "range_not_satisfiable"
     status = 416
+
+
+class ExpectationFailed(ShardmillError):
+    code = "expectation_failed"
+    status = 417
 
 
 class TransformFailed(ShardmillError):

@@ -34,7 +34,7 @@ class TransformedObject:
     """A run with its reader: `start`, then iterate."""
 
     def __init__(self, head: TransformedHead, run: Run) -> None:
-        self.spec, self.seed, self.run, self.bare = head.spec, head.seed, head.run, head.bare
+        self.head = head
         self._run = run
 
     async def start(self) -> None:

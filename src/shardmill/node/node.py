@@ -1,0 +1,63 @@
+"""A node, assembled: storage, transforms, access."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from shardmill import __version__
+from shardmill.config import Config
+from shardmill.core.api import ConfigInfo
+from shardmill.etl.engine import Engine
+from shardmill.node.access import Access
+from shardmill.node.objects import Objects
+from shardmill.node.settings import masked_settings
+from shardmill.node.transforms import Transforms
+from shardmill.storage.buckets import BucketDefinition, Buckets
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What the faces speak to."""
+
+    config: Config
+    objects: Objects
+    transforms: Transforms
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, config: Config) -> AsyncIterator["Node"]:
+        """Assemble it; on exit nothing of it is left running.
+
+        Raises:
+            ShardmillError: The data directory is in use or unfit; the message says why.
+        """
+        access = Access()
+        data = config.server.data
+        definitions = [
+            BucketDefinition(
+                bucket=settings.bucket,
+                path=settings.directory,
+                writable=settings.writable,
+                links=config.storage.links,
+                durability=config.storage.durability,
+            )
+            for settings in config.buckets
+        ]
+        async with (
+            Buckets.open(
+                data, definitions, threads=config.storage.threads, durability=config.storage.durability
+            ) as buckets,
+            Engine.open(config.transforms, data, config.environments) as engine,
+        ):
+            objects = Objects(buckets, access)
+            yield cls(config, objects, Transforms(engine, objects, access))
+
+    def describe(self) -> ConfigInfo:
+        """The effective configuration, secrets masked."""
+        return ConfigInfo(
+            version=__version__,
+            workers=self.config.transforms.worker_count,
+            settings=masked_settings(self.config),
+            environments=list(self.transforms.environments()),
+            isolation=self.transforms.isolation(),
+        )

@@ -1,0 +1,118 @@
+"""What a node does with a request for objects and buckets: access first, then the bucket's store."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Protocol
+
+from shardmill.core.api import BucketInfo
+from shardmill.core.conditions import Conditions
+from shardmill.core.errors import ObjectNotFound, PreconditionFailed
+from shardmill.core.meta import ListPage, ObjectMeta
+from shardmill.core.refs import Bucket, ObjectRef
+from shardmill.core.sources import PutResult, ReadStore, Source, WriteStore
+from shardmill.node.access import Access, Principal
+
+MAX_PAGE = 1000  # entries of one listing page
+
+
+class BucketSet(Protocol):
+    """The buckets of a node, as storage hands them out."""
+
+    def store(self, bucket: Bucket) -> ReadStore:
+        """Raises BucketNotFound."""
+        ...
+
+    def writable(self, bucket: Bucket) -> WriteStore:
+        """Raises BucketNotFound or BucketReadOnly."""
+        ...
+
+    async def create(self, bucket: Bucket) -> None: ...
+
+    async def remove(self, bucket: Bucket, *, force: bool) -> None: ...
+
+    def list(self) -> Sequence[BucketInfo]: ...
+
+
+class Objects:
+    """Objects of a node, with access checked."""
+
+    def __init__(self, buckets: BucketSet, access: Access) -> None:
+        self._buckets = buckets
+        self._access = access
+
+    async def open(self, principal: Principal, ref: ObjectRef) -> Source:
+        """Open the current version; the caller closes it.
+
+        Raises:
+            BucketNotFound, ObjectNotFound: There is none.
+        """
+        self._access.check(principal, "read", ref.bucket)
+        return await self._buckets.store(ref.bucket).open(ref.key)
+
+    async def head(self, principal: Principal, ref: ObjectRef) -> ObjectMeta:
+        """The current version's metadata."""
+        self._access.check(principal, "read", ref.bucket)
+        return await self._buckets.store(ref.bucket).head(ref.key)
+
+    async def list(
+        self, principal: Principal, bucket: Bucket, *, prefix: str, delimiter: str, after: str, limit: int
+    ) -> ListPage:
+        """One page in key order; `limit` is cut to `MAX_PAGE`."""
+        self._access.check(principal, "read", bucket)
+        store = self._buckets.store(bucket)
+        return await store.list(prefix=prefix, delimiter=delimiter, after=after, limit=min(limit, MAX_PAGE))
+
+    async def check_put(self, principal: Principal, ref: ObjectRef, conditions: Conditions) -> None:
+        """Refuse what can be refused before the body is read; `put` decides again.
+
+        Raises:
+            BucketReadOnly, PreconditionFailed: It would fail.
+        """
+        self._access.check(principal, "write", ref.bucket)
+        store = self._buckets.writable(ref.bucket)
+        if conditions == Conditions():
+            return
+        etag: str | None = None
+        modified: float | None = None
+        try:
+            meta = await store.head(ref.key)
+            etag, modified = meta.etag, meta.modified
+        except ObjectNotFound:
+            pass
+        if conditions.judge_write(etag, modified) == "failed":
+            raise PreconditionFailed(f"{ref} does not meet the request's conditions; it is unchanged")
+
+    async def put(
+        self,
+        principal: Principal,
+        ref: ObjectRef,
+        body: AsyncIterator[bytes | bytearray | memoryview],
+        *,
+        size: int | None,
+        user: Mapping[str, str],
+        conditions: Conditions,
+        checksum: str | None,
+    ) -> PutResult:
+        """Store one object; see `core.sources.PutObject.put`."""
+        self._access.check(principal, "write", ref.bucket)
+        store = self._buckets.writable(ref.bucket)
+        return await store.put(ref.key, body, size=size, user=user, conditions=conditions, checksum=checksum)
+
+    async def delete(self, principal: Principal, ref: ObjectRef, *, conditions: Conditions) -> None:
+        """Remove one object."""
+        self._access.check(principal, "write", ref.bucket)
+        await self._buckets.writable(ref.bucket).delete(ref.key, conditions=conditions)
+
+    def buckets(self, principal: Principal) -> Sequence[BucketInfo]:
+        """All buckets by name."""
+        self._access.check(principal, "read", None)
+        return self._buckets.list()
+
+    async def create_bucket(self, principal: Principal, bucket: Bucket) -> None:
+        """Create a pool bucket; raises Conflict if it exists."""
+        self._access.check(principal, "admin", bucket)
+        await self._buckets.create(bucket)
+
+    async def remove_bucket(self, principal: Principal, bucket: Bucket, *, force: bool) -> None:
+        """Remove a created bucket; raises Conflict if it is not empty and `force` is False."""
+        self._access.check(principal, "admin", bucket)
+        await self._buckets.remove(bucket, force=force)

@@ -1,0 +1,245 @@
+"""`/api`: buckets, listings, transforms, failures, configuration, as JSON. Wire types are those of `core.api`."""
+
+import asyncio
+import json
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from shardmill.core.api import (
+    Buckets,
+    ObjectInfo,
+    ObjectPage,
+    TransformInfo,
+    TransformRequest,
+    Transforms,
+)
+from shardmill.core.errors import (
+    BadRequest,
+    RequestTimeout,
+    ShardmillError,
+    TooLarge,
+    UnsupportedMediaType,
+)
+from shardmill.core.meta import ObjectMeta
+from shardmill.core.refs import Bucket, unquote_path
+from shardmill.node.node import Node
+from shardmill.node.objects import MAX_PAGE
+from shardmill.server.calls import Call
+from shardmill.server.errors import Cut, error_body, unexpected
+from shardmill.server.openapi import document
+
+_BODY = 1 << 20  # bytes of a body beside code
+_LINES = "application/x-ndjson"
+
+
+class Api:
+    """Handlers of the JSON API."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._objects = node.objects
+        self._transforms = node.transforms
+
+    async def buckets(self, call: Call) -> web.StreamResponse:
+        call.query()
+        return _json(Buckets(list(self._objects.buckets(call.principal))))
+
+    async def create_bucket(self, call: Call) -> web.StreamResponse:
+        call.query()
+        await self._objects.create_bucket(call.principal, _bucket(call))
+        return web.Response(status=201)
+
+    async def remove_bucket(self, call: Call) -> web.StreamResponse:
+        force = call.query("force").get("force", "false")
+        if force not in ("true", "false"):
+            raise BadRequest(f"force={force!r} is neither true nor false")
+        await self._objects.remove_bucket(call.principal, _bucket(call), force=force == "true")
+        return web.Response(status=204)
+
+    async def objects(self, call: Call) -> web.StreamResponse:
+        query = call.query("bucket", "prefix", "delimiter", "after", "limit")
+        if "bucket" not in query:
+            raise BadRequest("the parameter bucket is missing, e.g. /api/objects?bucket=ais://name")
+        page = await self._objects.list(
+            call.principal,
+            Bucket.parse(query["bucket"]),
+            prefix=query.get("prefix", ""),
+            delimiter=query.get("delimiter", ""),
+            after=query.get("after", ""),
+            limit=_limit(query.get("limit")),
+        )
+        return _json(ObjectPage([_info(meta) for meta in page.objects], list(page.prefixes), page.next))
+
+    async def transforms(self, call: Call) -> web.StreamResponse:
+        call.query()
+        return _json(Transforms(self._transforms.list(call.principal)))
+
+    async def transform(self, call: Call) -> web.StreamResponse:
+        call.query()
+        return _json(self._transforms.get(call.principal, *_named(call)))
+
+    async def remove_transform(self, call: Call) -> web.StreamResponse:
+        call.query()
+        await self._transforms.remove(call.principal, *_named(call))
+        return web.Response(status=204)
+
+    async def failures(self, call: Call) -> web.StreamResponse:
+        query = call.query("transform", "bucket", "key", "request")
+        bucket = query.get("bucket")
+        found = self._transforms.failures(
+            call.principal,
+            transform=query.get("transform"),
+            bucket=None if bucket is None else str(Bucket.parse(bucket)),
+            key=query.get("key"),
+            request=query.get("request"),
+        )
+        return _json(found)
+
+    async def register(self, call: Call) -> web.StreamResponse:
+        """201 new, 200 known; as JSON lines with progress when the client accepts them."""
+        call.query()
+        limit = self._node.config.transforms.max_code * 4 // 3 + _BODY
+        request = _decode(await _read(call, limit, self._node.config.server.body_timeout))
+        if _LINES in call.request.headers.get("Accept", ""):
+            return await self._register_with_progress(call, request)
+        info, is_new = await self._transforms.register(call.principal, request, progress=lambda _: None)
+        return _json(info, status=201 if is_new else 200)
+
+    async def _register_with_progress(self, call: Call, request: TransformRequest) -> web.StreamResponse:
+        lines: asyncio.Queue[str | None] = asyncio.Queue()
+
+        async def work() -> tuple[TransformInfo, bool]:
+            try:
+                return await self._transforms.register(call.principal, request, progress=lines.put_nowait)
+            finally:
+                lines.put_nowait(None)
+
+        answer = web.StreamResponse(headers={"Content-Type": _LINES, "Cache-Control": "no-store"})
+        answer.enable_chunked_encoding()
+        await call.send_head(answer)
+        task = asyncio.create_task(work())
+        try:
+            while (line := await lines.get()) is not None:
+                await _write_line(answer, {"progress": line})
+            await _write_line(answer, await _outcome(task, call.id))
+            await answer.write_eof()
+        except ConnectionError as error:
+            raise Cut("the client went away") from error
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait([task])
+        return answer
+
+    async def config(self, call: Call) -> web.StreamResponse:
+        call.query()
+        return _json(self._node.describe())
+
+    async def openapi(self, call: Call) -> web.StreamResponse:
+        call.query()
+        return web.Response(body=document(), content_type="application/json")
+
+
+async def _outcome(task: "asyncio.Task[tuple[TransformInfo, bool]]", request_id: str) -> dict[str, object]:
+    try:
+        info, is_new = await task
+    except ShardmillError as error:
+        return {"error": error_body(error, request_id)}
+    except Exception as error:
+        return {"error": error_body(unexpected(error), request_id)}
+    return {"transform": info, "new": is_new}
+
+
+async def _write_line(answer: web.StreamResponse, line: dict[str, object]) -> None:
+    await answer.write(msgspec.json.encode(line) + b"\n")
+
+
+def _json(value: object, *, status: int = 200) -> web.Response:
+    headers = {"Cache-Control": "no-store"}
+    return web.Response(
+        status=status, body=msgspec.json.encode(value), content_type="application/json", headers=headers
+    )
+
+
+def _info(meta: ObjectMeta) -> ObjectInfo:
+    return ObjectInfo(meta.key, meta.size, meta.modified, meta.etag, meta.checksum, dict(meta.user))
+
+
+def _bucket(call: Call) -> Bucket:
+    """The bucket of `/api/buckets/{provider}/{bucket}`."""
+    parts = call.path.split("/")
+    if len(parts) != 5:
+        raise BadRequest("the path is not of the form /api/buckets/provider/bucket")
+    return Bucket.of(unquote_path(parts[3]), unquote_path(parts[4]))
+
+
+def _named(call: Call) -> tuple[str, str | None]:
+    """Name and digest of `/api/transforms/NAME[@DIGEST]`."""
+    text = unquote_path(call.path.removeprefix("/api/transforms/"))
+    name, _, digest = text.partition(",")[0].partition("@")
+    return name, digest or None
+
+
+def _limit(text: str | None) -> int:
+    if text is None:
+        return MAX_PAGE
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise BadRequest(f"limit={text!r} is not a whole number of at least 0")
+    return min(int(text), MAX_PAGE)
+
+
+async def _read(call: Call, limit: int, seconds: float) -> bytes:
+    """A JSON body of at most `limit` bytes."""
+    request = call.request
+    if "Content-Encoding" in request.headers:
+        raise UnsupportedMediaType("send the JSON body without Content-Encoding")
+    if (request.content_length or 0) > limit:
+        raise TooLarge(f"the body has {request.content_length} bytes; at most {limit} are accepted")
+    await call.invite_body()
+    data = bytearray()
+    while True:
+        try:
+            async with asyncio.timeout(seconds):
+                piece = await request.content.readany()
+        except TimeoutError:
+            raise RequestTimeout(f"no byte of the body came for {seconds:g} s") from None
+        except (web.RequestPayloadError, ConnectionError):
+            raise BadRequest("the body is not what its headers announce") from None
+        if not piece:
+            return bytes(data)
+        data += piece
+        call.received += len(piece)
+        if len(data) > limit:
+            raise TooLarge(f"the body has more than {limit} bytes")
+
+
+def _decode(data: bytes) -> TransformRequest:
+    """A registration, strictly: no duplicate, unknown or non-finite anything.
+
+    Raises:
+        BadRequest: Says what is wrong, and where.
+    """
+    try:
+        # msgspec takes the last of duplicate names; a typo in one must not decide what runs.
+        json.loads(data.decode(), object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
+        return msgspec.json.decode(data, type=TransformRequest)
+    except msgspec.ValidationError as error:
+        raise BadRequest(f"the body is not a registration: {error}") from None
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:300]
+        raise BadRequest(f"the body is not JSON in UTF-8: {reason}") from None
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the field {twice!r} is given twice")
+    return found
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,179 @@
+"""Every request's way: rules first, then one table of routes, then one place that answers for what went wrong."""
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from aiohttp import web
+
+from shardmill.core.errors import Busy, ExpectationFailed, MethodNotAllowed, NotFound, ShardmillError
+from shardmill.node.node import Node
+from shardmill.server.api import Api
+from shardmill.server.body import Sender
+from shardmill.server.calls import Call
+from shardmill.server.connections import Connection
+from shardmill.server.errors import Cut, error_answer, unexpected
+from shardmill.server.metrics import CONTENT_TYPE, Metrics
+from shardmill.server.objects import ObjectFace
+from shardmill.server.pages import index
+from shardmill.server.security import HostRules
+from shardmill.server.transformed import TransformedFace
+from shardmill.telemetry import logs
+
+logger = logging.getLogger(__name__)
+
+Handler = Callable[[Call], Awaitable[web.StreamResponse]]
+
+DATA_ROUTES = ("o", "t")
+
+
+class App:
+    """All faces of one node over HTTP."""
+
+    def __init__(self, node: Node, threads: ThreadPoolExecutor) -> None:
+        settings = node.config.server
+        self._node = node
+        self._rules = HostRules.of(settings.address[0], settings.hosts)
+        self._metrics = Metrics(node.transforms)
+        self.is_draining = False
+        """No new work is begun; what is going on may finish."""
+        sender = Sender(threads, settings.send_timeout)
+        objects = ObjectFace(node.objects, sender, settings, node.config.storage.max_object)
+        transformed = TransformedFace(node.transforms, settings.send_timeout)
+        api = Api(node)
+        self._exact: dict[str, dict[str, Handler]] = {
+            "/": {"GET": self._index},
+            "/healthz": {"GET": self._healthz},
+            "/readyz": {"GET": self._readyz},
+            "/metrics": {"GET": self._show_metrics},
+            "/api/buckets": {"GET": api.buckets},
+            "/api/objects": {"GET": api.objects},
+            "/api/transforms": {"GET": api.transforms, "POST": api.register},
+            "/api/transforms/errors": {"GET": api.failures},
+            "/api/config": {"GET": api.config},
+            "/api/openapi.json": {"GET": api.openapi},
+        }
+        self._below: dict[str, dict[str, Handler]] = {
+            "/o/": {"GET": objects.get, "PUT": objects.put, "DELETE": objects.delete},
+            "/t/": {"GET": transformed.get},
+            "/api/buckets/": {"PUT": api.create_bucket, "DELETE": api.remove_bucket},
+            "/api/transforms/": {"GET": api.transform, "DELETE": api.remove_transform},
+        }
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """The outermost handler: every answer, count and log line of a request comes from here."""
+        call = Call.parse(request)
+        token = logs.request_id.set(call.id)
+        connection = request.protocol
+        assert isinstance(connection, Connection)
+        connection.begin()
+        started = time.monotonic()
+        status = "gone"
+        try:
+            answer = await self._answer(call)
+            status = str(answer.status)
+            return answer
+        except Cut as cut:
+            status = "cut"
+            logger.info("%s %s: answer cut: %s", call.method, call.path, cut)
+            raise
+        finally:
+            connection.finish()
+            sent = call.sent or _length(call)
+            self._metrics.count(call.route, status, received=call.received, sent=sent)
+            is_quiet = call.route in DATA_ROUTES and status in ("200", "201", "204", "206", "304")
+            logger.log(
+                logging.DEBUG if is_quiet else logging.INFO,
+                "%s %s %s %d bytes %.1f ms",
+                call.method,
+                call.path,
+                status,
+                sent,
+                (time.monotonic() - started) * 1000,
+            )
+            logs.request_id.reset(token)
+
+    async def _answer(self, call: Call) -> web.StreamResponse:
+        try:
+            answer = await self._route(call)
+        except Cut:
+            raise
+        except ShardmillError as error:
+            answer = self._failed(call, error)
+        except ConnectionError as error:
+            raise Cut("the peer went away") from error
+        except Exception as error:
+            answer = self._failed(call, unexpected(error))
+        if not answer.prepared:
+            await call.send_head(answer)
+        return answer
+
+    def _failed(self, call: Call, error: ShardmillError) -> web.StreamResponse:
+        if call.answer is not None:
+            # The head is out, so the only way to say it is not to finish.
+            raise Cut(error.message)
+        answer = error_answer(error, call.id)
+        if isinstance(error, MethodNotAllowed):
+            answer.headers["Allow"] = ", ".join(sorted(self._methods(call.path)))
+        if error.status in (408, 413):
+            # The rest of the body is not worth reading.
+            answer.force_close()
+        return answer
+
+    async def _route(self, call: Call) -> web.StreamResponse:
+        self._rules.check(call.request)
+        methods = self._handlers(call)
+        if methods is None:
+            raise NotFound(f"there is nothing at this path; GET / shows what this node has, {_FACES} are its faces")
+        method = "GET" if call.method == "HEAD" else call.method
+        handler = methods.get(method)
+        if handler is None:
+            allowed = ", ".join(sorted(self._methods(call.path)))
+            raise MethodNotAllowed(f"{call.method} is not for this path; {allowed} are")
+        expected = call.request.headers.get("Expect")
+        if expected is not None and expected.lower() != "100-continue":
+            raise ExpectationFailed("the only expectation that can be met is 100-continue")
+        if self.is_draining and call.route == "t":
+            raise Busy("this node is shutting down; ask another one", retry_after=5)
+        return await handler(call)
+
+    def _handlers(self, call: Call) -> dict[str, Handler] | None:
+        exact = self._exact.get(call.path)
+        if exact is not None:
+            call.route = call.path.strip("/").split("/")[0] or "index"
+            return exact
+        for prefix, methods in self._below.items():
+            if call.path.startswith(prefix):
+                call.route = prefix.split("/")[1]
+                return methods
+        return None
+
+    def _methods(self, path: str) -> set[str]:
+        methods = self._exact.get(path) or next(
+            (methods for prefix, methods in self._below.items() if path.startswith(prefix)), {}
+        )
+        return {*methods, *(["HEAD"] if "GET" in methods else [])}
+
+    async def _index(self, call: Call) -> web.StreamResponse:
+        return await index(self._node, call)
+
+    async def _healthz(self, call: Call) -> web.StreamResponse:
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, call: Call) -> web.StreamResponse:
+        if self.is_draining:
+            raise Busy("this node is shutting down")
+        return web.Response(text="ready\n")
+
+    async def _show_metrics(self, call: Call) -> web.StreamResponse:
+        return web.Response(body=self._metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+
+_FACES = "/o, /t and /api"
+
+
+def _length(call: Call) -> int:
+    answer = call.answer
+    body = answer.body if isinstance(answer, web.Response) else None
+    return len(body) if isinstance(body, bytes) and call.method != "HEAD" else 0

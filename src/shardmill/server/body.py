@@ -1,0 +1,163 @@
+"""Bodies of objects: small ones with their head, others by sendfile in threads, blocks under TLS.
+
+The last block is read and the version checked before it is sent, so a file that changed under its reader is never
+completed. A sendfile call holds its thread until the kernel has taken the bytes, so it never runs on the loop.
+"""
+
+import asyncio
+import os
+import select
+from concurrent.futures import ThreadPoolExecutor
+
+from aiohttp import web
+
+from shardmill.core.errors import ShardmillError
+from shardmill.core.sources import Source
+from shardmill.server.calls import Call
+from shardmill.server.errors import Cut
+
+SMALL = 64 << 10  # bytes; below this one write costs less than a hop to a thread
+BLOCK = 1 << 20
+AHEAD = 16 << 20  # bytes verified ahead of what is sent
+PER_CALL = 4 << 20  # bytes per hop to a thread
+NO_ROOM_MILLISECONDS = 20  # a thread waits this long for a slow reader before it does something else
+
+
+class Sender:
+    """Sends slices of sources.
+
+    Args:
+        threads: Shared by all answers.
+        send_timeout: Seconds a reader may take no byte.
+    """
+
+    def __init__(self, threads: ThreadPoolExecutor, send_timeout: float) -> None:
+        self._threads = threads
+        self._send_timeout = send_timeout
+
+    async def send(self, call: Call, answer: web.StreamResponse, source: Source, start: int, stop: int) -> None:
+        """Send head and bytes [start, stop); `answer` has its headers and length.
+
+        Raises:
+            ShardmillError: Before the head was sent.
+            Cut: After it.
+        """
+        if stop - start <= SMALL:
+            await source.ensure(start, stop)
+            data = await self._read(source, start, stop)
+            await source.check_unchanged()
+            await self._write(call, answer, data, first=True)
+            return
+        await source.ensure(start, min(stop, start + AHEAD))
+        await call.send_head(answer)
+        try:
+            last = stop - SMALL
+            transport = call.request.transport
+            if transport is not None and transport.get_extra_info("sslcontext") is None:
+                await self._send_file(call, transport, source, start, last)
+            else:
+                await self._send_blocks(call, answer, source, start, last)
+            await source.ensure(last, stop)
+            tail = await self._read(source, last, stop)
+            await source.check_unchanged()
+            await self._write(call, answer, tail, first=False)
+        except (ShardmillError, OSError, TimeoutError) as error:
+            raise Cut(str(error)) from error
+
+    async def _read(self, source: Source, start: int, stop: int) -> bytes:
+        loop = asyncio.get_running_loop()
+        data = await asyncio.shield(
+            loop.run_in_executor(self._threads, os.pread, source.descriptor, stop - start, start)
+        )
+        if len(data) != stop - start:
+            raise ShardmillError(f"{source.meta.key} is shorter than it was")
+        return data
+
+    async def _write(self, call: Call, answer: web.StreamResponse, data: bytes, *, first: bool) -> None:
+        if first:
+            await call.send_head(answer)
+        try:
+            async with asyncio.timeout(self._send_timeout):
+                await answer.write(data)
+                await answer.write_eof()
+        except (ConnectionError, TimeoutError) as error:
+            raise Cut("the reader went away") from error
+        call.sent += len(data)
+
+    async def _send_blocks(self, call: Call, answer: web.StreamResponse, source: Source, start: int, stop: int) -> None:
+        while start < stop:
+            piece = min(stop, start + BLOCK)
+            await source.ensure(start, piece)
+            data = await self._read(source, start, piece)
+            async with asyncio.timeout(self._send_timeout):
+                await answer.write(data)
+            call.sent += len(data)
+            start = piece
+
+    async def _send_file(self, call: Call, transport: asyncio.Transport, source: Source, start: int, stop: int) -> None:
+        loop = asyncio.get_running_loop()
+        await _flush(transport, self._send_timeout)
+        # A copy of the descriptor: the transport may close its own while a thread still sends.
+        sock = os.dup(transport.get_extra_info("socket").fileno())
+        try:
+            ensured = start
+            while start < stop:
+                if start >= ensured:
+                    ensured = min(stop, start + AHEAD)
+                    await source.ensure(start, ensured)
+                work = loop.run_in_executor(
+                    self._threads, _send_some, sock, source.descriptor, start, min(ensured, start + PER_CALL)
+                )
+                try:
+                    sent = await asyncio.shield(work)
+                except asyncio.CancelledError:
+                    # The thread uses both descriptors for milliseconds more.
+                    await asyncio.wait([work])
+                    raise
+                start += sent
+                call.sent += sent
+                if not sent:
+                    await self._wait_for_room(sock)
+        finally:
+            os.close(sock)
+
+    async def _wait_for_room(self, sock: int) -> None:
+        loop = asyncio.get_running_loop()
+        room: asyncio.Future[None] = loop.create_future()
+        loop.add_writer(sock, lambda: None if room.done() else room.set_result(None))
+        try:
+            async with asyncio.timeout(self._send_timeout):
+                await room
+        finally:
+            loop.remove_writer(sock)
+
+
+def _send_some(sock: int, descriptor: int, start: int, stop: int) -> int:
+    """Send from `start` until `stop` or until the reader takes nothing for a while; returns the bytes sent."""
+    offset = start
+    poller: select.poll | None = None
+    while offset < stop:
+        try:
+            sent = os.sendfile(sock, descriptor, offset, stop - offset)
+        except BlockingIOError:
+            if poller is None:
+                poller = select.poll()
+                poller.register(sock, select.POLLOUT)
+            if not poller.poll(NO_ROOM_MILLISECONDS):
+                break
+            continue
+        if sent == 0:
+            raise OSError("the file ends early")
+        offset += sent
+    return offset - start
+
+
+async def _flush(transport: asyncio.Transport, seconds: float) -> None:
+    """Return when the transport has handed everything to the kernel, so that nothing can overtake."""
+    async with asyncio.timeout(seconds):
+        while transport.get_write_buffer_size():
+            if transport.is_closing():
+                raise ConnectionResetError("the reader went away")
+            await asyncio.sleep(0.005)
+    if transport.is_closing():
+        raise ConnectionResetError("the reader went away")

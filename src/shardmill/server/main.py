@@ -1,0 +1,120 @@
+"""A node as a process: open its parts, listen, say so, and on SIGTERM finish what is going on.
+
+The socket is bound first, so that a port in use is known before anything else is touched.
+"""
+
+import asyncio
+import logging
+import signal
+import socket
+import ssl
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+from shardmill.config import Config, ServerSettings, is_loopback
+from shardmill.core.errors import ShardmillError
+from shardmill.node.node import Node
+from shardmill.server.app import App
+from shardmill.server.connections import Listener
+from shardmill.telemetry import logs
+
+logger = logging.getLogger(__name__)
+
+SEND_THREADS = 16  # answers that may be in a sendfile call at once
+_BACKLOG = 1024
+
+
+def serve(config: Config) -> int:
+    """Run a node until SIGTERM or SIGINT; returns the exit status.
+
+    Recovery: none here; whatever was acknowledged is on disk when the process ends, however it ends.
+    """
+    logs.set_up(config.server.log_level)
+    try:
+        sock = _bind(config.server)
+        context = _tls(config.server)
+        with sock:
+            return asyncio.run(_run(config, sock, context))
+    except (ShardmillError, _CannotStart) as error:
+        print(f"shardmill: {error}", file=sys.stderr, flush=True)
+        return 1
+
+
+class _CannotStart(Exception):
+    """Why the node cannot listen, and the way out."""
+
+
+async def _run(config: Config, sock: socket.socket, context: ssl.SSLContext | None) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    with ThreadPoolExecutor(SEND_THREADS, thread_name_prefix="send") as threads:
+        async with Node.open(config) as node:
+            app = App(node, threads)
+            async with Listener(app.handle, config.server) as listener:
+                server = await loop.create_server(listener, sock=sock, ssl=context, backlog=_BACKLOG)
+                _announce(node, sock, tls=context is not None)
+                await stop.wait()
+                await _drain(app, server, listener, config.server.drain)
+    return 0
+
+
+async def _drain(app: App, server: asyncio.Server, listener: Listener, seconds: float) -> None:
+    """Finish what is going on for at most `seconds`, then cut it; a second signal is not needed."""
+    logger.info("draining: %d requests in work", listener.serving)
+    app.is_draining = True
+    await listener.wait_idle(seconds)
+    server.close()
+    if listener.serving:
+        logger.warning("%d requests were not done after %g s and are cut", listener.serving, seconds)
+    await listener.cut()
+
+
+def _bind(settings: ServerSettings) -> socket.socket:
+    host, port = settings.address
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise _CannotStart(
+            f"cannot listen on {settings.listen}: {error.strerror}; take another port with --listen {host}:PORT "
+            "(port 0 takes a free one)"
+        ) from None
+
+
+def _tls(settings: ServerSettings) -> ssl.SSLContext | None:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(settings.tls_cert, settings.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise _CannotStart(f"--tls-cert {settings.tls_cert} and --tls-key do not load: {error}") from None
+    return context
+
+
+def _announce(node: Node, sock: socket.socket, *, tls: bool) -> None:
+    """Say where the node is, what it serves, and what to try next."""
+    host, port = sock.getsockname()[:2]
+    shown = "localhost" if is_loopback(host) else f"[{host}]" if ":" in host else host
+    url = f"{'https' if tls else 'http'}://{shown}:{port}"
+    lines = [f"shardmill is ready at {url}"]
+    buckets = node.config.buckets
+    for bucket in buckets:
+        kind, _, path = bucket.backing.partition(":")
+        where = f"{path}, {'writable' if bucket.writable else 'read-only'}" if path else kind
+        lines.append(f"  {bucket.uri}  ({where})")
+    if not buckets:
+        lines.append("  no buckets are configured; make one with: shardmill mb ais://NAME")
+    layers = node.transforms.isolation()
+    active = [name for name, is_active in layers.items() if is_active]
+    lines.append(f"  data: {node.config.server.data}; samples at once: {node.config.transforms.worker_count}")
+    lines.append(f"  isolation of transforms: {', '.join(active)}; shardmill doctor tells what is missing")
+    if not is_loopback(host):
+        lines.append("  WARNING: no credentials are asked for; who reaches this address can run code here")
+    endpoint = "" if port == 51080 and not tls else f" --endpoint {url}"
+    first = buckets[0].uri if buckets else ""
+    lines.append(f"try: shardmill{endpoint} ls {first}".rstrip())
+    print("\n".join(lines), file=sys.stderr, flush=True)

@@ -1,0 +1,92 @@
+"""The OpenAPI document, made from the wire types and the table of routes below."""
+
+from functools import cache
+
+import msgspec
+
+from shardmill import __version__
+from shardmill.core import api
+from shardmill.core.errors import error_types
+
+_Operation = tuple[str, str, str, type | None, type | None, tuple[str, ...]]
+
+OPERATIONS: tuple[_Operation, ...] = (
+    # method, path, what it does, body, answer, query parameters
+    ("get", "/api/buckets", "List the buckets.", None, api.Buckets, ()),
+    ("put", "/api/buckets/{provider}/{bucket}", "Create a bucket.", None, None, ()),
+    ("delete", "/api/buckets/{provider}/{bucket}", "Remove a bucket.", None, None, ("force",)),
+    (
+        "get",
+        "/api/objects",
+        "List objects, one page.",
+        None,
+        api.ObjectPage,
+        ("bucket", "prefix", "delimiter", "after", "limit"),
+    ),
+    ("get", "/api/transforms", "List the transforms.", None, api.Transforms, ()),
+    ("post", "/api/transforms", "Register a version.", api.TransformRequest, api.TransformInfo, ()),
+    ("get", "/api/transforms/{name}", "Show one version.", None, api.TransformDetails, ()),
+    ("delete", "/api/transforms/{name}", "Remove one version, or all of a name.", None, None, ()),
+    (
+        "get",
+        "/api/transforms/errors",
+        "Failures that were kept.",
+        None,
+        api.Failures,
+        ("transform", "bucket", "key", "request"),
+    ),
+    ("get", "/api/config", "The effective configuration.", None, api.ConfigInfo, ()),
+)
+
+DATA_PATHS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("/o/{provider}/{bucket}/{key}", "An object.", ("get", "head", "put", "delete")),
+    ("/t/{provider}/{bucket}/{path}", "A transformed object: [DIRS/]SPEC~FILE.", ("get", "head")),
+)
+
+
+@cache
+def document() -> bytes:
+    """The document as JSON."""
+    types = [kind for operation in OPERATIONS for kind in operation[3:5] if kind is not None]
+    _, components = msgspec.json.schema_components([*types, api.ErrorBody], ref_template="#/components/schemas/{name}")
+    paths: dict[str, dict[str, object]] = {}
+    for method, path, what, body, answer, query in OPERATIONS:
+        paths.setdefault(path, {})[method] = _operation(path, what, body, answer, query)
+    for path, what, methods in DATA_PATHS:
+        for method in methods:
+            paths.setdefault(path, {})[method] = _operation(path, what, None, None, ())
+    return msgspec.json.encode(
+        {
+            "openapi": "3.1.0",
+            "info": {"title": "shardmill", "version": __version__},
+            "paths": paths,
+            "components": {"schemas": components},
+        }
+    )
+
+
+def _operation(
+    path: str, what: str, body: type | None, answer: type | None, query: tuple[str, ...]
+) -> dict[str, object]:
+    names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
+    parameters = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
+    parameters += [{"name": name, "in": "query", "required": False, "schema": {"type": "string"}} for name in query]
+    success: dict[str, object] = {"description": what}
+    if answer is not None:
+        success["content"] = _content(answer)
+    codes = ", ".join(sorted(error_types()))
+    operation: dict[str, object] = {
+        "summary": what,
+        "parameters": parameters,
+        "responses": {
+            "2XX": success,
+            "default": {"description": f"An error; code is one of {codes}.", "content": _content(api.ErrorBody)},
+        },
+    }
+    if body is not None:
+        operation["requestBody"] = {"required": True, "content": _content(body)}
+    return operation
+
+
+def _content(kind: type) -> dict[str, object]:
+    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{kind.__name__}"}}}
