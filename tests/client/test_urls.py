@@ -109,6 +109,6 @@ def test_templates_expand_without_a_network(client: Client, template: str, names
 def test_exactly_one_of_template_names_and_prefix(client: Client) -> None:
     for choice in ({}, {"template": "a", "prefix": "b"}, {"names": ["a"], "template": "b"}):
         with pytest.raises(BadRequest, match="exactly one"):
-            client.expand_object_urls("gs://imgs", **choice)  # type: ignore[arg-type]
+            client.expand_object_urls("gs://imgs", **choice)
     with pytest.raises(BadRequest, match="not one string"):
         client.expand_object_urls("gs://imgs", names="a.tar")

@@ -120,17 +120,12 @@ def explain(error: Exception, about: str = "") -> None:
 
 
 def _end_of_call(error: Exception) -> int:
-    """What typer raises: a wrong call, or an end that is wanted. Anything else is a defect, and stays visible."""
+    """What typer raises: a wrong call, or an end that is wanted. Anything else is a defect of the program."""
     if type(error).__name__ in ("Abort", "Exit"):
         return int(getattr(error, "exit_code", 130))
     describe = getattr(error, "format_message", None)
     if describe is None:
-        from shardmill.client.shipping import CannotShip
-
-        if not isinstance(error, CannotShip):
-            raise error
-        explain(error)
-        return 1
+        return _end_of_work(error)
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "shardmill"
     if type(error).__name__ == "NoArgsIsHelpError":
@@ -138,6 +133,19 @@ def _end_of_call(error: Exception) -> int:
         return 2
     say(f"{command}: {' '.join(describe().split())} (see {command} --help)")
     return 2
+
+
+def _end_of_work(error: Exception) -> int:
+    from shardmill.client.shipping import CannotShip
+
+    if isinstance(error, CannotShip):
+        explain(error)
+    elif os.environ.get("SHARDMILL_DEBUG"):
+        raise error
+    else:
+        text = " ".join(str(error).split())
+        say(f"shardmill: defect: {type(error).__name__}: {text} (SHARDMILL_DEBUG=1 shows where; please report it)")
+    return 1
 
 
 def _end_as_sigpipe() -> int:

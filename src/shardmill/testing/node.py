@@ -57,7 +57,9 @@ class RunningNode:
             NodeFailed: It ended, or did not print its URL in time.
         """
         if not self._has_url.wait(seconds) or not self.endpoint:
-            raise NodeFailed(f"no node after {seconds:.0f} s (exit status {self.process.poll()}):\n{self.output}")
+            ended = self.process.poll()
+            what = f"did not start within {seconds:.0f} s" if ended is None else f"ended with status {ended}"
+            raise NodeFailed(f"the node {what}:\n{self.output}")
         if self.endpoint.startswith("https"):
             return  # whoever serves TLS also knows which certificate to trust
         try:
