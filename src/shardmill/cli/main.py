@@ -42,6 +42,7 @@ HINTS: dict[type[ShardmillError], str] = {
 app = typer.Typer(
     name="shardmill",
     no_args_is_help=True,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="An object store for sharded data in which a transformed shard is a URL.",
@@ -129,7 +130,7 @@ def _end_of_call(error: Exception) -> int:
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "shardmill"
     if type(error).__name__ == "NoArgsIsHelpError":
-        describe()  # prints the help itself
+        say(describe())
         return 2
     say(f"{command}: {' '.join(describe().split())} (see {command} --help)")
     return 2

@@ -32,7 +32,7 @@ HEADER_BLOCK = 8192  # bytes fetched for a tar header; small members that follow
 
 def list_objects(
     uri: Annotated[
-        str | None, typer.Argument(metavar="[URI]", help="provider://bucket[/prefix]; default: buckets.")
+        str | None, typer.Argument(metavar="URI", help="provider://bucket[/prefix]; default: buckets.")
     ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="All keys, not one level.")] = False,
     long: Annotated[bool, typer.Option("--long", "-l", help="Size, time and ETag too.")] = False,

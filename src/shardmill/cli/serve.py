@@ -16,7 +16,7 @@ SERVER_PARTS = ("aiohttp", "lmdb", "xxhash", "prometheus_client")
 
 def serve(
     directory: Annotated[
-        Path | None, typer.Argument(metavar="[DIR]", help="Serve it as ais://NAME, as it stands.")
+        Path | None, typer.Argument(metavar="DIR", help="Serve it as ais://NAME, as it stands.")
     ] = None,
     listen: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Default: 127.0.0.1:51080.")] = None,
     data: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: $XDG_DATA_HOME/shardmill.")] = None,

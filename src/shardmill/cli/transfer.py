@@ -54,7 +54,7 @@ class _Download:
 def get(
     uri: Annotated[str, typer.Argument(metavar="URI", help="provider://bucket/key, with braces, or a node's URL.")],
     target: Annotated[
-        str | None, typer.Argument(metavar="[FILE|DIR|-]", help="Default: ./NAME; - is standard output.")
+        str | None, typer.Argument(metavar="FILE|DIR|-", help="Default: ./NAME; - is standard output.")
     ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="All objects below the prefix.")] = False,
     transform: TransformOption = None,

@@ -14,7 +14,7 @@ from shardmill.core.api import ProbeReport, TransformDetails, TransformStatistic
 from shardmill.core.errors import BadRequest, MemberNotFound, TransformFailed
 from shardmill.core.specs import Spec
 
-app = typer.Typer(no_args_is_help=True, help="Register functions, try them, see how they fare.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Register functions, try them, see how they fare.")
 
 FunctionArgument = Annotated[str, typer.Argument(metavar="FILE.py:FUNC", help="The file is not run here.")]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME[@DIGEST]", help="Without a digest: its newest version.")]
@@ -162,7 +162,7 @@ def show(name: NameArgument, json: JsonOption = False, endpoint: EndpointOption 
 
 @app.command()
 def errors(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME[@DIGEST]]", help="Default: of all.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME[@DIGEST]", help="Default: of all.")] = None,
     bucket: Annotated[str | None, typer.Option(metavar="URI", help="Only of this bucket.")] = None,
     key: Annotated[str | None, typer.Option(help="Only of this shard or sample.")] = None,
     request: Annotated[str | None, typer.Option(metavar="ID", help="Only of this request.")] = None,

@@ -1,0 +1,113 @@
+"""Wrong calls and missing nodes: one line that says what to do, the right status, never a traceback."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from shardmill import __version__
+from shardmill.cli.main import app, run
+
+
+@pytest.fixture(autouse=True)
+def nobody_listens(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The endpoint of a port that was free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        endpoint = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    monkeypatch.setenv("SHARDMILL_ENDPOINT", endpoint)
+    return endpoint
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "ls",
+        "ls gs://imgs",
+        "stat gs://imgs/a",
+        "get gs://imgs/a",
+        "rm gs://imgs/a",
+        "mb ais://new",
+        "transform ls",
+        "transform errors",
+        "status",
+        "config",
+    ],
+)
+def test_without_a_node_every_command_says_how_to_start_one(
+    call: str, nobody_listens: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(call.split()) == 1
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", f"shardmill: no node at {nobody_listens}; start one with: shardmill serve DIR\n")
+
+
+def test_doctor_without_a_node_reports_it_as_broken(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor"]) == 1
+    out, err = capsys.readouterr()
+    assert "broken  node" in out
+    assert err == "1 thing broken\n"
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ("get", "shardmill get: Missing argument"),
+        ("get nowhere", "'nowhere' is not of the form provider://bucket"),
+        ("get xx://bucket/key", "unknown provider 'xx'"),
+        ("get gs://imgs/a --range 5", "--range '5' is not A-B"),
+        ("get gs://imgs/a --seed 1", "--seed says how to transform; it needs --transform"),
+        ("get gs://imgs/{a,b} -", "can only go to a directory"),
+        ("get http://127.0.0.1:1/x/y", "no data URL of a node"),
+        ("ls --nope", "No such option: --nope"),
+        ("nope", "No such command 'nope'"),
+        ("put missing.tar gs://imgs/", "missing.tar: no such file or directory"),
+        ("put - gs://imgs/", "standard input has no name"),
+        ("cp a.tar gs://imgs/", "use: shardmill put a.tar gs://imgs/"),
+        ("rm gs://imgs", "remove it with rb"),
+        ("mb UPPER", "has no provider"),
+        ("ls --endpoint ftp://host", "is not of the form http://HOST:PORT"),
+        ("transform add x.py:f --args [1]", "--args '[1]' is not a JSON object"),
+        ("serve --listen 0.0.0.0:0", "--insecure-no-auth"),
+        ("serve --bucket gs://imgs", "give it a directory"),
+        ("serve --env torch=/nope", "is not an interpreter that can be run"),
+        ("serve --workers many", "--workers"),
+        ("serve --sample-timeout soon", "is not a duration"),
+    ],
+)
+def test_a_wrong_call_is_status_2_and_one_line(call: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(call.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_a_missing_file_is_the_operation_that_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["transform", "add", f"{tmp_path}/none.py:f"]) == 1
+    err = capsys.readouterr().err
+    assert "none.py" in err
+    assert err.count("\n") == 1
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"shardmill {__version__}\n"
+
+
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for call in (
+        ["--help"],
+        ["transform", "--help"],
+        *([info.name or "", "--help"] for info in app.registered_commands),
+    ):
+        if call[0] == "":
+            continue
+        assert run(call) == 0, call
+        assert "Usage: shardmill" in capsys.readouterr().out
+
+
+def test_the_endpoint_can_stand_before_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["--endpoint", "http://127.0.0.1:1", "ls"]) == 1
+    assert "no node at http://127.0.0.1:1;" in capsys.readouterr().err
