@@ -46,7 +46,7 @@ docs-generate: venv ## the checked-in reference pages: commands, settings, error
 
 docs: docs-generate ## the documentation, in site/
 	@tools/make-venv .venv-docs requirements/docs.lock
-	@.venv-docs/bin/python -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict --quiet
 	@echo "site/index.html"
 
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

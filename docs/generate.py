@@ -125,7 +125,8 @@ def _arguments(command: Any) -> list[Any]:
 
 
 def _usage(parameter: Any) -> str:
-    return str(parameter.metavar or parameter.name.upper())
+    text = str(parameter.metavar or parameter.name.upper())
+    return text if parameter.required or text.startswith("[") else f"[{text}]"
 
 
 def _parameter_name(parameter: Any) -> str:
