@@ -83,7 +83,10 @@ def doctor(
     json: JsonOption = False,
     endpoint: EndpointOption = None,
 ) -> None:
-    """Check this client and its node; exit status 1 if something is broken."""
+    """Check this client and its node.
+
+    Exit status 1 if something is broken; notes are no failures.
+    """
     findings = [*_examine_client(), *_examine_node(connect(endpoint))]
     if json:
         for finding in findings:

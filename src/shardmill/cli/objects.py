@@ -40,7 +40,7 @@ def list_objects(
     json: JsonOption = False,
     endpoint: EndpointOption = None,
 ) -> None:
-    """List buckets, the objects of a bucket, or the samples of a shard."""
+    """List buckets, objects, or the samples of a shard."""
     if uri is None:
         _list_buckets(endpoint, json=json)
     elif members:

@@ -53,7 +53,10 @@ def serve(
     ] = None,
     log_level: Annotated[str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")] = None,
 ) -> None:
-    """Run a node until SIGTERM or Ctrl-C. Every flag has a twin in --config and in the environment."""
+    """Run a node until SIGTERM or Ctrl-C.
+
+    Every flag has a twin in --config, and in the environment as SHARDMILL_SECTION_NAME.
+    """
     _check_server_is_installed()
     buckets = list(bucket or [])
     if directory is not None:

@@ -67,7 +67,10 @@ def get(
     ] = None,
     endpoint: EndpointOption = None,
 ) -> None:
-    """Get objects, transformed or as they are."""
+    """Get objects, transformed or as they are.
+
+    A file appears under its name when it is whole. A plain object that was cut is continued by the same command.
+    """
     options = Options(transform, seed, epoch, start, count)
     template = _template_of(uri)
     if not recursive and not template and not uri.endswith("/"):
@@ -95,7 +98,10 @@ def put(
     if_absent: Annotated[bool, typer.Option("--if-absent", help="Fail if the object exists.")] = False,
     endpoint: EndpointOption = None,
 ) -> None:
-    """Put a file, a directory (keeping relative paths) or standard input."""
+    """Put a file, a directory or standard input.
+
+    Of a directory the relative paths are kept. What the node says it stored is compared with what was sent.
+    """
     client = connect(endpoint)
     bucket, key = split_prefix(uri)
     handle = client.bucket(bucket)
@@ -140,7 +146,10 @@ def cp(
     count: CountOption = None,
     endpoint: EndpointOption = None,
 ) -> None:
-    """Copy objects from bucket to bucket, through here; with --transform, their transformed form."""
+    """Copy objects from bucket to bucket, through here.
+
+    With --transform it is their transformed form that is stored.
+    """
     for text, instead in ((source, "put"), (target, "get")):
         if not is_remote(text):
             raise BadRequest(f"{text} is a local path; use: shardmill {instead} {source} {target}")

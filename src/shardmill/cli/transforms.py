@@ -39,7 +39,7 @@ def add(
     json: JsonOption = False,
     endpoint: EndpointOption = None,
 ) -> None:
-    """Register a function; its uuid, for URLs, goes to standard output."""
+    """Register a function, and print its uuid for URLs."""
     info = connect(endpoint).transforms.add(
         function,
         name,
@@ -75,7 +75,10 @@ def try_function(
     json: JsonOption = False,
     endpoint: EndpointOption = None,
 ) -> None:
-    """Run a function on the first samples of a shard: what goes in, what comes out, what it costs."""
+    """Run a function on a shard's first samples.
+
+    Shows what goes in, what comes out, what it costs, and whether running it in the store pays.
+    """
     with trying.shard_at(shard, endpoint) as location:
         info = location.client.transforms.add(
             function,
@@ -105,7 +108,10 @@ def replay(
     epoch: EpochOption = None,
     endpoint: EndpointOption = None,
 ) -> None:
-    """Run one sample again as it ran when it failed: with its recorded seed, at its place in the shard."""
+    """Run one sample again, as it ran when it failed.
+
+    It gets its recorded seed and its place in the shard; what the function raises is shown in full.
+    """
     location = locate(uri, endpoint, Options(transform=name))
     assert location.transform is not None
     failures = location.client.transforms.errors(
@@ -191,7 +197,10 @@ def errors(
 
 @app.command()
 def rm(name: NameArgument, endpoint: EndpointOption = None) -> None:
-    """Remove a version, or without a digest all of that name; their URLs are 404 from then on."""
+    """Remove a version, or all of a name.
+
+    Their URLs are 404 from then on.
+    """
     connect(endpoint).transforms.remove(name)
     say(f"removed {name}")
 
