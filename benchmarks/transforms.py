@@ -1,0 +1,171 @@
+"""Transforming while streaming: rate, first byte and memory, beside bare processes that do only the work itself."""
+
+import contextlib
+import http.client
+import subprocess
+import sys
+import time
+import urllib.parse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.table import Row, Samples, resident, wait_quiet
+from shardmill import Client
+from shardmill.testing.node import RunningNode, running_node
+
+HERE = Path(__file__).parent
+BUCKET = "gs://bench"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured: a function, where it runs, and the shards it is given."""
+
+    name: str
+    target: str
+    """`FILE.py:FUNCTION`."""
+    python: Path
+    flags: tuple[str, ...]
+    shards: list[Path]
+
+
+def settings_for(shards: list[Path], torch: Path | None) -> list[Setting]:
+    """Pillow and numpy in the node's own interpreter; torchvision where an interpreter with it is given."""
+    found = [Setting("Pillow and numpy", f"{HERE / 'functions.py'}:crop", Path(sys.executable), (), shards)]
+    if torch is not None:
+        flags = ("--env", f"torch={torch}")
+        found.append(Setting("torchvision", f"{HERE / 'torch_functions.py'}:crop", torch, flags, shards))
+    return found
+
+
+class Bare:
+    """Processes that decode and call the function, on bytes in memory."""
+
+    def __init__(self, setting: Setting, processes: int) -> None:
+        command = [str(setting.python), str(HERE / "raw.py"), setting.target, *map(str, setting.shards)]
+        self._processes = [
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            for _ in range(processes)
+        ]
+        self.samples = sum(int(self._line(process).split()[1]) for process in self._processes)
+
+    def rate(self) -> float:
+        """Samples a second of all together, each running through its shards once."""
+        start = time.perf_counter()
+        for process in self._processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        for process in self._processes:
+            self._line(process)
+        return self.samples / (time.perf_counter() - start)
+
+    def close(self) -> None:
+        for process in self._processes:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.close()
+            process.wait()
+            process.stdout.close()
+
+    @staticmethod
+    def _line(process: "subprocess.Popen[str]") -> str:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, "the bare process ended"
+        return line
+
+
+class Served:
+    """A node with the function registered."""
+
+    def __init__(self, node: RunningNode, setting: Setting) -> None:
+        self.node = node
+        self.client = Client(node.endpoint)
+        info = self.client.transforms.add(setting.target, "bench")
+        names = [path.name for path in setting.shards]
+        self.urls = self.client.expand_object_urls(BUCKET, transform_id=info.uuid, names=names)
+
+    def rate(self, samples: int) -> float:
+        """Samples a second, curl reading one shard after the other."""
+        start = time.perf_counter()
+        for url in self.urls:
+            subprocess.run(["curl", "-sSf", "-o", "/dev/null", url], check=True)
+        return samples / (time.perf_counter() - start)
+
+    def first_byte(self) -> float:
+        """Seconds from the request to the first byte of the tar."""
+        parts = urllib.parse.urlsplit(self.urls[0])
+        connection = http.client.HTTPConnection(parts.netloc, timeout=60)
+        try:
+            start = time.perf_counter()
+            connection.request("GET", parts.path)
+            response = connection.getresponse()
+            assert response.status == 200
+            response.read(1)
+            return time.perf_counter() - start
+        finally:
+            connection.close()
+
+    @contextlib.contextmanager
+    def stalled_reader(self) -> Iterator[None]:
+        """A reader that takes the first byte and no more."""
+        parts = urllib.parse.urlsplit(self.urls[0])
+        connection = http.client.HTTPConnection(parts.netloc, timeout=60)
+        try:
+            connection.request("GET", parts.path)
+            connection.getresponse().read(1)
+            yield
+        finally:
+            connection.close()
+
+
+@contextlib.contextmanager
+def served(setting: Setting, workers: int) -> Iterator[Served]:
+    bucket = f"{BUCKET}=dir:{setting.shards[0].parent}"
+    with running_node("--bucket", bucket, "--workers", str(workers), *setting.flags) as node:
+        found = Served(node, setting)
+        try:
+            yield found
+        finally:
+            found.client.close()
+
+
+def measure(setting: Setting, rounds: int) -> list[Row]:
+    """Rates against the bare limit, rounds interleaved; then the first byte and the memory of a stalled reader."""
+    rows = []
+    for workers in (1, 2):
+        ratios, rates, first, limit = Samples(), Samples(), Samples(), Samples()
+        with contextlib.closing(Bare(setting, workers)) as bare, served(setting, workers) as node:
+            samples = bare.samples // workers
+            node.rate(samples)
+            for _ in range(rounds):
+                raw = bare.rate()
+                wait_quiet()
+                rate = node.rate(samples)
+                wait_quiet()
+                limit.add(raw)
+                rates.add(rate)
+                ratios.add(rate / raw)
+                for _ in range(3):
+                    first.add(node.first_byte() * 1000)
+                    wait_quiet()
+            what = f"{setting.name}, {workers} worker{'s' * (workers > 1)}"
+            rows.append(Row(f"{what}: rate through curl, of the bare processes'", ratios, ""))
+            rows.append(Row(f"{what}: samples a second", rates, "/s"))
+            rows.append(Row(f"{what}: bare processes, samples a second", limit, "/s"))
+            rows.append(Row(f"{what}: first byte of a warm transform", first, "ms"))
+            if workers == 2:
+                rows.append(_stalled(setting, node))
+    return rows
+
+
+def _stalled(setting: Setting, node: Served) -> Row:
+    before = resident(node.node.pid)
+    with node.stalled_reader():
+        grown = Samples()
+        for _ in range(20):
+            time.sleep(0.1)
+            grown.add((resident(node.node.pid) - before) / (1 << 20))
+    return Row(f"{setting.name}: growth of the node's memory by a stalled reader", grown, "MiB")
