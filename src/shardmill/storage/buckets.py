@@ -1,0 +1,296 @@
+"""The buckets of a node, and the data directory that they live in.
+
+DATA/lock           held while a node runs, with its pid
+DATA/buckets.json   pool buckets: URI → identity; the commit point of creating and removing one
+DATA/pool/ID/       one pool bucket: tmp/ for uploads, XX/… for objects
+DATA/index/         keys in order (LMDB); may be deleted while no node runs
+DATA/journal/       notes of changes on their way to the index
+DATA/transforms/, DATA/scratch/   belong to the transform engine
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from shardmill.core.api import BucketInfo
+from shardmill.core.errors import BadRequest, BucketNotFound, BucketReadOnly, Conflict, ServerError
+from shardmill.core.meta import ObjectMeta
+from shardmill.core.refs import Bucket
+from shardmill.core.sources import ReadStore, WriteStore
+from shardmill.storage.directory import DirectoryStore, Links
+from shardmill.storage.files import replace_durably, sync_directory
+from shardmill.storage.index import Index
+from shardmill.storage.journal import Journal
+from shardmill.storage.pool import Durability, PoolStore
+
+logger = logging.getLogger(__name__)
+
+_REMOTE_TYPES = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "afs", "ceph", "lustre")
+
+
+@dataclass(frozen=True, slots=True)
+class BucketDefinition:
+    """A bucket of the configuration. `path` None: a pool bucket."""
+
+    bucket: Bucket
+    path: Path | None
+    writable: bool
+    links: Links = "refuse"
+    durability: Durability = "power"
+
+
+class Buckets:
+    """Use `Buckets.open`."""
+
+    def __init__(
+        self,
+        data: Path,
+        definitions: Sequence[BucketDefinition],
+        journal: Journal,
+        threads: ThreadPoolExecutor,
+        durability: Durability,
+    ) -> None:
+        self._data = data
+        self._journal = journal
+        self._threads = threads
+        self._durability: Durability = durability
+        self._definitions = {definition.bucket: definition for definition in definitions}
+        self._directories = {
+            definition.bucket: DirectoryStore(
+                definition.bucket,
+                definition.path,
+                links=definition.links,
+                threads=threads,
+                is_durable=definition.durability == "power",
+            )
+            for definition in definitions
+            if definition.path is not None
+        }
+        self._pools: dict[Bucket, PoolStore] = {}
+        self._index: Index | None = None
+        self._changing = asyncio.Lock()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, data: Path, definitions: Sequence[BucketDefinition], *, threads: int, durability: Durability
+    ) -> AsyncIterator["Buckets"]:
+        """Open a data directory, alone.
+
+        Args:
+            data: Made if it is not there.
+            definitions: Of the configuration.
+            threads: For disk calls.
+            durability: Of pool buckets that are created later.
+
+        Raises:
+            Conflict: Another node has it open; the message has its pid.
+            ServerError: It lies on a file system that cannot lock and map files as is needed.
+        """
+        with ThreadPoolExecutor(threads, thread_name_prefix="disk") as executor, _locked(data):
+            journal = Journal(data / "journal")
+            buckets = cls(data, definitions, journal, executor, durability)
+            await asyncio.get_running_loop().run_in_executor(executor, buckets._load)
+            index = buckets._index = await Index.open(
+                data / "index", executor, notes=journal.read_notes(), look=buckets._look, scan=buckets._scan
+            )
+            journal.forget_old()
+            try:
+                yield buckets
+            finally:
+                await index.close()
+                journal.close()
+
+    def store(self, bucket: Bucket) -> ReadStore:
+        """A bucket to read from.
+
+        Raises:
+            BucketNotFound: Names the way out.
+        """
+        found = self._directories.get(bucket) or self._pools.get(bucket)
+        if found is None:
+            way_out = (
+                f"shardmill mb {bucket}"
+                if bucket.provider == "ais"
+                else f"start the node with --bucket {bucket}=dir:PATH"
+            )
+            raise BucketNotFound(f"no bucket {bucket}; {way_out}")
+        return found
+
+    def writable(self, bucket: Bucket) -> WriteStore:
+        """A bucket to write to; raises BucketReadOnly too."""
+        self.store(bucket)
+        definition = self._definitions.get(bucket)
+        if definition is not None and not definition.writable:
+            raise BucketReadOnly(
+                f"bucket {bucket} is read-only; to write, start the node with --bucket {bucket}=dir-rw:PATH"
+            )
+        return self._directories.get(bucket) or self._pools[bucket]
+
+    def list(self) -> Sequence[BucketInfo]:
+        """All buckets, by URI."""
+        found = []
+        for bucket in sorted({*self._directories, *self._pools}, key=str):
+            definition = self._definitions.get(bucket)
+            backing = "dir" if bucket in self._directories else "pool"
+            found.append(BucketInfo(str(bucket), backing, definition is None or definition.writable))
+        return found
+
+    async def create(self, bucket: Bucket) -> None:
+        """Create a pool bucket, durably.
+
+        Raises:
+            BadRequest: The provider is not `ais`.
+            Conflict: It exists.
+        """
+        if bucket.provider != "ais":
+            raise BadRequest(
+                f"only ais:// buckets can be created here; name {bucket} when the node starts: "
+                f"--bucket {bucket}=dir:PATH"
+            )
+        async with self._changing:
+            if bucket in self._pools or bucket in self._directories:
+                raise Conflict(f"bucket {bucket} exists already")
+            store = self._build(bucket, secrets.token_hex(8))
+            await self._in_thread(self._add, store)
+            self._pools[bucket] = store
+
+    async def remove(self, bucket: Bucket, *, force: bool) -> None:
+        """Remove a pool bucket that was created, with its objects if `force`.
+
+        Raises:
+            BucketNotFound: There is none.
+            Conflict: It is configured, or not empty.
+        """
+        async with self._changing:
+            self.store(bucket)
+            if bucket in self._definitions:
+                raise Conflict(f"bucket {bucket} is configured; it goes when the node is started without it")
+            store = self._pools[bucket]
+            assert self._index is not None
+            if not force and not await self._index.is_empty(store.identity):
+                raise Conflict(f"bucket {bucket} is not empty; remove its objects, or force it")
+            store.is_removed = True
+            del self._pools[bucket]
+            await self._in_thread(self._save)
+            await self._index.forget_store(store.identity)
+            await self._in_thread(lambda: shutil.rmtree(store.directory, ignore_errors=True))
+
+    def _load(self) -> None:
+        """Read what buckets there are, make those of the configuration, sweep what was removed half-way."""
+        (self._data / "pool").mkdir(exist_ok=True)
+        known: dict[str, str] = {}
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                known = msgspec.json.decode((self._data / "buckets.json").read_bytes(), type=dict[str, str])
+            except msgspec.MsgspecError as error:
+                raise ServerError(f"the data directory's buckets.json cannot be read: {error}") from None
+        for uri, identity in known.items():
+            store = self._build(Bucket.parse(uri), identity)
+            store.prepare()
+            self._pools[store.bucket] = store
+        wanted = [bucket for bucket, definition in self._definitions.items() if definition.path is None]
+        for bucket in wanted:
+            if bucket not in self._pools:
+                store = self._build(bucket, secrets.token_hex(8))
+                self._add(store)
+                self._pools[bucket] = store
+        identities = {store.identity for store in self._pools.values()}
+        for path in (self._data / "pool").iterdir():
+            if path.name not in identities:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _build(self, bucket: Bucket, identity: str) -> PoolStore:
+        definition = self._definitions.get(bucket)
+        return PoolStore(
+            bucket,
+            self._data / "pool" / identity,
+            identity,
+            index=self._opened_index,
+            journal=self._journal,
+            threads=self._threads,
+            durability=definition.durability if definition else self._durability,
+        )
+
+    def _opened_index(self) -> Index:
+        assert self._index is not None
+        return self._index
+
+    def _add(self, store: PoolStore) -> None:
+        store.prepare()
+        sync_directory(store.directory.parent)
+        self._save(store)
+
+    def _save(self, *more: PoolStore) -> None:
+        table = {str(store.bucket): store.identity for store in (*self._pools.values(), *more)}
+        replace_durably(self._data / "buckets.json", msgspec.json.encode(table))
+
+    def _look(self, identity: str, key: str) -> ObjectMeta | None:
+        store = next((store for store in self._pools.values() if store.identity == identity), None)
+        return store.look(key) if store is not None else None
+
+    def _scan(self) -> Iterator[tuple[str, ObjectMeta]]:
+        for store in list(self._pools.values()):
+            for meta in store.scan():
+                yield store.identity, meta
+
+    async def _in_thread(self, call: object, *arguments: object) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def _locked(data: Path) -> Iterator[None]:
+    """Hold the data directory's lock.
+
+    Raises:
+        Conflict, ServerError: It cannot be had.
+    """
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ServerError(
+            f"the data directory {data} cannot be used: {error.strerror}; give another with --data"
+        ) from None
+    try:
+        kind = _file_system(data)
+        if kind in _REMOTE_TYPES:
+            raise ServerError(f"{data} lies on {kind}, whose locks and maps are not to be trusted; give a local --data")
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+            raise Conflict(
+                f"the data directory {data} is used by the node with pid {pid}; stop that one, or give another --data"
+            ) from None
+        except OSError as error:
+            raise ServerError(f"{data} lies on a file system that cannot lock: {error.strerror}") from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _file_system(path: Path) -> str:
+    """Type of the file system that a path lies on; `unknown` where that cannot be told."""
+    best, kind = "", "unknown"
+    resolved = str(path.resolve())
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/mounts").read_text(errors="replace").splitlines():
+            fields = line.split(" ")
+            point = fields[1].replace("\\040", " ").rstrip("/") + "/"
+            if (resolved + "/").startswith(point) and len(point) > len(best):
+                best, kind = point, fields[2]
+    return kind

@@ -1,0 +1,74 @@
+"""Blocking steps on files that must survive: synced writes, and what errors of the disk mean."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from shardmill.core.errors import InsufficientStorage, ServerError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def disk_errors(what: str) -> Iterator[None]:
+    """Turn errors of the operating system into those of a node; a failure is never an absence.
+
+    Raises:
+        InsufficientStorage: The disk, a quota or a file size limit is full.
+        ServerError: Anything else; the message has no path in it.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, (InsufficientStorage,)):
+            raise
+        if error.errno in _FULL:
+            raise InsufficientStorage(f"{what}: the disk is full; nothing was changed") from error
+        raise ServerError(
+            f"{what}: the disk failed: {os.strerror(error.errno) if error.errno else 'unknown'}"
+        ) from error
+
+
+def sync_directory(path: Path | int) -> None:
+    """Make names in a directory durable."""
+    if isinstance(path, int):
+        os.fsync(path)
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
+    """Write all of it, however many calls that takes."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def reserve(descriptor: int, size: int) -> None:
+    """Take the space now, so that a full disk is known before the upload is read; not everywhere possible."""
+    if size <= 0:
+        return
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENODEV):
+            raise
+
+
+def replace_durably(path: Path, data: bytes) -> None:
+    """Put a small file in place of another, all or nothing."""
+    temporary = path.with_name(path.name + ".new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        write_all(descriptor, data)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    os.replace(temporary, path)
+    sync_directory(path.parent)

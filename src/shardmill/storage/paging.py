@@ -1,0 +1,52 @@
+"""One page of a listing over anything that can seek: prefix, delimiter and resumption in one place, without I/O.
+
+An entry is an object's key or a rolled-up prefix; entries are in order of their UTF-8 bytes, and a page holds those
+that sort after `after`. A rolled-up subtree is skipped by one seek, never walked.
+"""
+
+from collections.abc import Callable, Iterator
+
+from shardmill.core.meta import ListPage, ObjectMeta
+
+Seek = Callable[[bytes], Iterator[tuple[bytes, Callable[[], ObjectMeta | None]]]]
+"""From the first key >= the bound on: keys in order, each with a call that gives its metadata (None: it is gone)."""
+
+
+def list_page(seek: Seek, *, prefix: str, delimiter: str, after: str, limit: int) -> ListPage:
+    """One page of at most `limit` entries."""
+    if limit <= 0:
+        return ListPage((), (), None)
+    start, mark, last = prefix.encode(), delimiter.encode(), after.encode()
+    objects: list[ObjectMeta] = []
+    prefixes: list[str] = []
+    bound: bytes | None = max(start, last + b"\0") if last else start
+    final = ""
+    while bound is not None:
+        jump: bytes | None = None
+        for key, load in seek(bound):
+            if not key.startswith(start):
+                break
+            cut = key.find(mark, len(start)) if mark else -1
+            common = key[: cut + len(mark)] if cut >= 0 else None
+            if common is not None and common <= last:
+                jump = successor(common)
+                break
+            if len(objects) + len(prefixes) == limit:
+                return ListPage(tuple(objects), tuple(prefixes), final)
+            if common is not None:
+                final = common.decode()
+                prefixes.append(final)
+                jump = successor(common)
+                break
+            meta = load()
+            if meta is not None:
+                objects.append(meta)
+                final = meta.key
+        bound = jump
+    return ListPage(tuple(objects), tuple(prefixes), None)
+
+
+def successor(prefix: bytes) -> bytes | None:
+    """The least byte string after all that start with `prefix`; None if there is none."""
+    stripped = prefix.rstrip(b"\xff")
+    return stripped[:-1] + bytes([stripped[-1] + 1]) if stripped else None

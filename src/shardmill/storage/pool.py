@@ -1,0 +1,329 @@
+"""A bucket on our own disk: one file an object, its trailer behind its bytes.
+
+A PUT is committed at one point, `_commit`: temporary file, bytes and trailer, fdatasync, rename, fsync of the
+directory, index. What is acknowledged survives a kill, and a power cut too unless the store promises less; what is not
+leaves the old object as it was.
+"""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from shardmill.core.conditions import Conditions
+from shardmill.core.errors import (
+    BucketNotFound,
+    CorruptObject,
+    ObjectNotFound,
+    PreconditionFailed,
+)
+from shardmill.core.meta import ListPage, ObjectMeta
+from shardmill.core.refs import Bucket
+from shardmill.storage.files import disk_errors, reserve, sync_directory, write_all
+from shardmill.storage.index import Index
+from shardmill.storage.journal import Journal
+from shardmill.storage.locks import KeyLocks
+from shardmill.storage.steps import finish
+from shardmill.storage.trailer import BLOCK, Hasher, Trailer, pack, read_trailer
+from shardmill.storage.uploads import receive
+
+Durability = Literal["power", "kill"]
+Value = TypeVar("Value")
+
+_VERIFIED_OBJECTS = 10_000  # whose verified blocks are remembered
+_TEMPORARY = "tmp"
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a PUT did."""
+
+    meta: ObjectMeta
+    created: bool
+
+
+class PoolSource:
+    """One opened object."""
+
+    def __init__(self, descriptor: int, trailer: Trailer, verified: bytearray, threads: ThreadPoolExecutor) -> None:
+        self.descriptor = descriptor
+        self.meta = trailer.meta
+        self._trailer = trailer
+        self._verified = verified
+        self._threads = threads
+        self._reading: asyncio.Future[None] | None = None
+        self._is_closed = False
+
+    async def ensure(self, start: int, stop: int) -> None:
+        """Verify the blocks of [start, stop) that no one has verified since boot."""
+        first, last = start // BLOCK, -(-min(stop, self.meta.size) // BLOCK)
+        missing = [number for number in range(first, last) if not self._verified[number]]
+        if missing:
+            loop = asyncio.get_running_loop()
+            work = self._reading = loop.run_in_executor(self._threads, self._verify, missing)
+            try:
+                await asyncio.shield(work)
+            except asyncio.CancelledError:
+                await asyncio.wait([work])
+                raise
+
+    async def check_unchanged(self) -> None:
+        """A file of the pool is never written again, only replaced."""
+
+    def close(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            os.close(self.descriptor)
+
+    def _verify(self, numbers: list[int]) -> None:
+        with disk_errors(f"{self._trailer.bucket}/{self.meta.key}"):
+            for number in numbers:
+                size = min(BLOCK, self.meta.size - number * BLOCK)
+                data = os.pread(self.descriptor, size, number * BLOCK)
+                if len(data) != size or not self._trailer.is_block_right(number, data):
+                    raise CorruptObject(
+                        f"{self._trailer.bucket}/{self.meta.key}: block {number} fails its checksum; put it again"
+                    )
+                self._verified[number] = 1
+
+
+class PoolStore:
+    """One pool bucket.
+
+    Args:
+        directory: Its own; made by `prepare`.
+        identity: 16 hex digits, never used for another bucket.
+    """
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        directory: Path,
+        identity: str,
+        *,
+        index: Callable[[], Index],
+        journal: Journal,
+        threads: ThreadPoolExecutor,
+        durability: Durability,
+    ) -> None:
+        self.bucket = bucket
+        self.identity = identity
+        self.directory = directory
+        self._index = index
+        self._journal = journal
+        self._threads = threads
+        self._is_durable = durability == "power"
+        self._locks = KeyLocks()
+        self._verified: OrderedDict[str, bytearray] = OrderedDict()
+        self._made: set[Path] = set()
+        self.is_removed = False
+
+    def prepare(self) -> None:
+        """Make its directories and sweep what uploads left behind; blocking."""
+        temporary = self.directory / _TEMPORARY
+        temporary.mkdir(parents=True, exist_ok=True)
+        for path in temporary.iterdir():
+            path.unlink()
+
+    async def open(self, key: str) -> PoolSource:
+        descriptor, trailer = await self._in_thread(self._open, key)
+        return PoolSource(descriptor, trailer, self._verified_blocks(trailer), self._threads)
+
+    async def head(self, key: str) -> ObjectMeta:
+        return (await self._in_thread(self._look, key)).meta
+
+    async def list(self, *, prefix: str, delimiter: str, after: str, limit: int) -> ListPage:
+        return await self._index().list(self.identity, prefix=prefix, delimiter=delimiter, after=after, limit=limit)
+
+    async def put(
+        self,
+        key: str,
+        body: AsyncIterator[bytes | bytearray | memoryview],
+        *,
+        size: int | None,
+        user: Mapping[str, str],
+        conditions: Conditions,
+        checksum: str | None,
+    ) -> Stored:
+        """See `core.sources.PutObject`."""
+        upload = PoolUpload(self.directory / _TEMPORARY / secrets.token_hex(8), f"{self.bucket}/{key}")
+        try:
+            await receive(upload, body, size=size, checksum=checksum, threads=self._threads)
+            # Whoever asked may leave, but a commit that has begun is seen through.
+            return await finish(self._replace(upload, key, dict(user), conditions))
+        finally:
+            await finish(self._in_thread(upload.discard))
+
+    async def delete(self, key: str, *, conditions: Conditions) -> None:
+        async def remove() -> None:
+            async with self._locks.hold(key):
+                current = await self._in_thread(self._look, key)
+                if conditions.judge_write(current.meta.etag, current.modified) == "failed":
+                    raise PreconditionFailed(f"{self.bucket}/{key} does not meet the conditions; it is unchanged")
+                note = self._journal.note(self.identity, key)
+                try:
+                    await self._in_thread(self._unlink, key)
+                    await self._index().remove(self.identity, key)
+                finally:
+                    self._journal.done(note)
+
+        await finish(remove())
+
+    def look(self, key: str) -> ObjectMeta | None:
+        """What the object's file says now; None: there is none. Blocking."""
+        try:
+            return self._look(key).meta
+        except (ObjectNotFound, CorruptObject):
+            return None
+
+    def scan(self) -> Iterator[ObjectMeta]:
+        """Metadata of every object, from the files; blocking. Torn ones are left out."""
+        for first in sorted(self.directory.iterdir()):
+            if first.name == _TEMPORARY or not first.is_dir():
+                continue
+            for path in first.iterdir():
+                with contextlib.suppress(CorruptObject, FileNotFoundError):
+                    descriptor = os.open(path, os.O_RDONLY)
+                    try:
+                        yield read_trailer(descriptor).meta
+                    finally:
+                        os.close(descriptor)
+
+    async def _replace(self, upload: "PoolUpload", key: str, user: dict[str, str], conditions: Conditions) -> Stored:
+        async with self._locks.hold(key):
+            current = await self._in_thread(self.look, key)
+            etag, modified = (current.etag, current.modified) if current else (None, None)
+            if conditions.judge_write(etag, modified) == "failed":
+                raise PreconditionFailed(f"{self.bucket}/{key} does not meet the conditions; it is unchanged")
+            if self.is_removed:
+                raise BucketNotFound(f"bucket {self.bucket} was removed")
+            hasher = upload.hasher
+            trailer = Trailer(
+                str(self.bucket),
+                key,
+                hasher.size,
+                hasher.checksum,
+                hasher.blocks(),
+                f"{time.time_ns():x}{secrets.token_hex(3)}",
+                time.time(),
+                user,
+            )
+            note = self._journal.note(self.identity, key)
+            try:
+                await self._in_thread(self._commit, upload, key, trailer)
+                await self._index().put(self.identity, trailer.meta)
+            finally:
+                self._journal.done(note)
+            return Stored(trailer.meta, created=current is None)
+
+    def _commit(self, upload: "PoolUpload", key: str, trailer: Trailer) -> None:
+        path = self._path(key)
+        with disk_errors(f"{self.bucket}/{key}"):
+            upload.end(pack(trailer), sync=self._is_durable)
+            if path.parent not in self._made:
+                path.parent.mkdir(exist_ok=True)
+                if self._is_durable:
+                    sync_directory(self.directory)
+                self._made.add(path.parent)
+            os.rename(upload.path, path)
+            upload.is_there = False
+            if self._is_durable:
+                sync_directory(path.parent)
+
+    def _unlink(self, key: str) -> None:
+        path = self._path(key)
+        with disk_errors(f"{self.bucket}/{key}"):
+            os.unlink(path)
+            if self._is_durable:
+                sync_directory(path.parent)
+
+    def _open(self, key: str) -> tuple[int, Trailer]:
+        try:
+            descriptor = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise ObjectNotFound(f"no object {self.bucket}/{key}") from None
+        except OSError:
+            with disk_errors(f"{self.bucket}/{key}"):
+                raise
+        try:
+            with disk_errors(f"{self.bucket}/{key}"):
+                trailer = read_trailer(descriptor)
+            if trailer.key != key:
+                raise CorruptObject(f"{self.bucket}/{key}: its file is that of another object")
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor, trailer
+
+    def _look(self, key: str) -> Trailer:
+        descriptor, trailer = self._open(key)
+        os.close(descriptor)
+        return trailer
+
+    def _path(self, key: str) -> Path:
+        name = blake2b(key.encode(), digest_size=20).hexdigest()
+        return self.directory / name[:2] / name[2:]
+
+    def _verified_blocks(self, trailer: Trailer) -> bytearray:
+        """Which blocks were found right since boot, shared by all readers of this version."""
+        known = self._verified.get(trailer.version)
+        if known is None:
+            known = self._verified[trailer.version] = bytearray(-(-trailer.size // BLOCK))
+            if len(self._verified) > _VERIFIED_OBJECTS:
+                self._verified.popitem(last=False)
+        else:
+            self._verified.move_to_end(trailer.version)
+        return known
+
+    async def _in_thread(self, call: Callable[..., Value], *arguments: object) -> Value:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
+
+
+class PoolUpload:
+    """A temporary file that becomes an object, or nothing."""
+
+    def __init__(self, path: Path, label: str) -> None:
+        self.path = path
+        self.hasher = Hasher()
+        self.is_there = False
+        self._label = label
+        self._descriptor: int | None = None
+
+    def begin(self, size: int | None) -> None:
+        with disk_errors(self._label):
+            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            self.is_there = True
+            # Small ones fit or fail at once; the call would cost them more than it saves.
+            if size is not None and size > BLOCK:
+                reserve(self._descriptor, size)
+
+    def append(self, data: bytes | bytearray) -> None:
+        assert self._descriptor is not None
+        with disk_errors(self._label):
+            self.hasher.update(data)
+            write_all(self._descriptor, data)
+
+    def end(self, trailer: bytes, *, sync: bool) -> None:
+        assert self._descriptor is not None
+        write_all(self._descriptor, trailer)
+        # What was reserved beyond the end would stand behind the trailer.
+        os.ftruncate(self._descriptor, self.hasher.size + len(trailer))
+        if sync:
+            os.fdatasync(self._descriptor)
+
+    def discard(self) -> None:
+        """Close it, and remove it unless it has become an object."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+        if self.is_there:
+            self.path.unlink(missing_ok=True)
+            self.is_there = False

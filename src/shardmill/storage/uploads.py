@@ -1,0 +1,58 @@
+"""A body on its way to becoming an object: received in large blocks, hashed as it passes, checked at its end."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from shardmill.core.errors import BadRequest
+from shardmill.storage.steps import finish
+from shardmill.storage.trailer import BLOCK, Hasher
+
+
+class Upload(Protocol):
+    """Where the bytes go; its calls block, so they run in threads."""
+
+    hasher: Hasher
+
+    def begin(self, size: int | None) -> None: ...
+
+    def append(self, data: bytes | bytearray) -> None: ...
+
+
+async def receive(
+    upload: Upload,
+    body: AsyncIterator[bytes | bytearray | memoryview],
+    *,
+    size: int | None,
+    checksum: str | None,
+    threads: ThreadPoolExecutor,
+) -> None:
+    """Take the whole body.
+
+    Raises:
+        BadRequest: It is shorter or longer than `size`, or `checksum` (`xxh3:HEX`) is another.
+    """
+    loop = asyncio.get_running_loop()
+
+    async def append(data: bytearray) -> None:
+        await loop.run_in_executor(threads, upload.append, data)
+
+    await loop.run_in_executor(threads, upload.begin, size)
+    pending = bytearray()
+    async for data in body:
+        pending += data
+        if size is not None and upload.hasher.size + len(pending) > size:
+            raise BadRequest(f"the body is longer than the {size} bytes announced; nothing was stored")
+        if len(pending) >= BLOCK:
+            # A thread that writes uses the buffer to its end, whoever has left meanwhile.
+            await finish(append(pending))
+            pending = bytearray()
+    if pending:
+        await finish(append(pending))
+    received = upload.hasher.size
+    if size is not None and received != size:
+        raise BadRequest(f"the body has {received} bytes, {size} were announced; nothing was stored")
+    found = f"xxh3:{upload.hasher.checksum}"
+    if checksum is not None and checksum != found:
+        raise BadRequest(f"the body's checksum is {found}, announced was {checksum}; nothing was stored")
