@@ -1,0 +1,191 @@
+"""The bytes that a function travels as: cloudpickle's, with the user's own modules by value.
+
+They load in any interpreter that has cloudpickle and what is installed by name; nothing of this package is needed.
+"""
+
+import contextlib
+import functools
+import io
+import linecache
+import sys
+import threading
+from collections import ChainMap
+from collections.abc import Iterator, Mapping, Sequence
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+import cloudpickle
+
+from shardmill.client.normal_form import Walk
+from shardmill.client.ownership import is_own
+from shardmill.client.reach import reach_of
+from shardmill.client.references import shared_object
+
+MAX_SOURCE = 1 << 20  # characters of one file; its lines are only for tracebacks
+
+# cloudpickle's table of modules that go by value is one for the process.
+_registry_lock = threading.RLock()
+
+
+def pickle_function(function: object, walk: Walk) -> tuple[bytes, set[str]]:
+    """The pickled function, and the modules that its bytes name.
+
+    Args:
+        function: What to ship; `walk` has visited it.
+        walk: Which attributes of the user's own modules are taken along.
+    """
+    with _registry_lock, _own_modules_by_value() as register:
+        stream = io.BytesIO()
+        pickler = _Pickler(stream, walk, register)
+        pickler.dump(_Parcel(function, walk))
+    return stream.getvalue(), pickler.named
+
+
+class _Parcel:
+    """The function with what must be in place before it is called."""
+
+    def __init__(self, function: object, walk: Walk) -> None:
+        self._contents = (walk.imported, sorted(walk.submodules), _lines_of(walk.codes), function)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FunctionType(_unpack.__code__, {}, "_unpack"), self._contents
+
+
+def _unpack(
+    imported: Mapping[str, Any], submodules: Sequence[str], lines: Mapping[str, list[str]], function: object
+) -> object:
+    # Runs where nothing of this module exists.
+    import importlib
+    import linecache
+    import sys
+
+    sys.modules.update(imported)
+    for name in submodules:
+        importlib.import_module(name)
+    for filename, text in lines.items():
+        # Tracebacks then show the client's lines, though the file is not here.
+        linecache.cache[filename] = (sum(map(len, text)), None, text, filename)
+    return function
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+    def __init__(self, stream: io.BytesIO, walk: Walk, register: "_Register") -> None:
+        super().__init__(stream)
+        self.named: set[str] = set()
+        self._walk = walk
+        self._register = register
+
+    def reducer_override(self, value: Any) -> Any:
+        if shared := shared_object(value):
+            return getattr, (sys.modules[shared[0]], shared[1])
+        if isinstance(value, ModuleType) and is_own(value):
+            return ModuleType, (value.__name__,), self._reached(value)
+        if isinstance(value, type | FunctionType):
+            self._register(getattr(value, "__module__", None))
+        reduced = super().reducer_override(value)
+        if isinstance(value, FunctionType) and reduced is not NotImplemented:
+            return self._of_names(value, reduced)
+        if reduced is NotImplemented:
+            self._note(value)
+        return reduced
+
+    def _reached(self, module: ModuleType) -> dict[str, Any]:
+        names = {"__package__"} | self._walk.attributes.get(module, set())
+        return {name: getattr(module, name) for name in sorted(names) if hasattr(module, name)}
+
+    def _of_names(self, function: FunctionType, reduced: Any) -> Any:
+        """A function by value: with the globals that it really reaches, and without annotations.
+
+        Annotations are not needed to run it, and may name what only the client has.
+        """
+        make, arguments, (attributes, slots), *rest = reduced
+        names = reach_of(function.__code__).names
+        slots = {
+            **slots,
+            "__annotations__": {},
+            "__globals__": {name: value for name, value in function.__globals__.items() if name in names},
+            "_cloudpickle_submodules": [module for module in slots["_cloudpickle_submodules"] if not is_own(module)],
+        }
+        return make, arguments, (attributes, slots), *rest
+
+    def _note(self, value: Any) -> None:
+        """Remember what a worker must be able to import."""
+        if isinstance(value, ModuleType):
+            self.named.add(value.__name__)
+            return
+        for named in (value, type(value)):
+            module = getattr(named, "__module__", None)
+            if isinstance(module, str) and ((loaded := sys.modules.get(module)) is None or not is_own(loaded)):
+                self.named.add(module)
+
+
+def _reduce_code(code: CodeType) -> Any:
+    """As cloudpickle's, but under the client's file name, which tracebacks show."""
+    make, arguments = cloudpickle.Pickler.dispatch_table[CodeType](code)
+    return make, tuple(code.co_filename if argument == "<dynamic-code>" else argument for argument in arguments)
+
+
+def _reduce_cached_property(value: Any) -> Any:
+    return functools.cached_property, (value.func,), {"attrname": value.attrname}
+
+
+def _reduce_cache(value: Any) -> Any:
+    """A function under `lru_cache`, with an empty cache."""
+    parameters = value.cache_parameters()
+    arguments = (value.__wrapped__, parameters["maxsize"], parameters["typed"], functools._CacheInfo)
+    return functools._lru_cache_wrapper, arguments, vars(value)
+
+
+_Pickler.dispatch_table = ChainMap(
+    {
+        CodeType: _reduce_code,
+        functools.cached_property: _reduce_cached_property,
+        functools._lru_cache_wrapper: _reduce_cache,
+    },
+    cloudpickle.Pickler.dispatch_table,
+)
+
+
+class _Register:
+    """Makes modules go by value, until it is undone."""
+
+    def __init__(self) -> None:
+        self._modules: dict[str, ModuleType] = {}
+
+    def __call__(self, name: str | None) -> None:
+        module = sys.modules.get(name or "")
+        if module is None or name in self._modules or name in cloudpickle.list_registry_pickle_by_value():
+            return
+        if name != "__main__" and module.__name__ == name and is_own(module):
+            cloudpickle.register_pickle_by_value(module)
+            self._modules[module.__name__] = module
+
+    def undo(self) -> None:
+        for module in self._modules.values():
+            cloudpickle.unregister_pickle_by_value(module)
+
+
+@contextlib.contextmanager
+def _own_modules_by_value() -> Iterator[_Register]:
+    register = _Register()
+    try:
+        yield register
+    finally:
+        register.undo()
+
+
+def _lines_of(codes: Mapping[CodeType, None]) -> dict[str, list[str]]:
+    """Source lines of functions, each at its own place of its file; the others stay empty."""
+    found: dict[str, list[str]] = {}
+    for code in codes:
+        lines = linecache.getlines(code.co_filename)
+        used = {line for *_, line in code.co_lines() if line}
+        for nested in code.co_consts:
+            if isinstance(nested, CodeType):
+                used |= {line for *_, line in nested.co_lines() if line}
+        if not lines or not used or max(used) > len(lines) or sum(map(len, lines)) > MAX_SOURCE:
+            continue
+        kept = found.setdefault(code.co_filename, ["\n"] * len(lines))
+        for number in range(min(used), max(used) + 1):
+            kept[number - 1] = lines[number - 1]
+    return found

@@ -1,0 +1,156 @@
+"""Ship a function: its bytes, by value, and the normal form that its digest is over.
+
+Nothing of the user's is run here, except that modules of their own which a function imports in its body are imported.
+"""
+
+import ast
+import functools
+import inspect
+import json
+import os
+import pickle
+import sys
+import tokenize
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from shardmill.client.normal_form import Walk, form_of_source
+from shardmill.client.ownership import installed_names
+from shardmill.client.pickling import pickle_function
+from shardmill.client.refusals import CannotShip, Place
+from shardmill.core.errors import BadRequest
+
+__all__ = ["CannotShip", "Shipment", "ship", "ship_file"]
+
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+@dataclass(frozen=True, slots=True)
+class Shipment:
+    """A function as it travels; see `core.api.Code`."""
+
+    encoding: Literal["cloudpickle", "source"]
+    payload: bytes
+    form: str
+    """64 hex digits: hash of the code's normal form."""
+    python: str
+    """This Python's minor, e.g. `3.11`."""
+    modules: Sequence[str]
+    """Top-level installed modules that the code imports."""
+    label: str
+    """`file:line` of the function."""
+    name: str
+    """The function's own; empty for a lambda."""
+
+
+def ship(function: Callable[..., Any]) -> Shipment:
+    """Take a function, lambda, closure or callable object by value, with the user's own modules as far as it reaches.
+
+    Raises:
+        CannotShip: It holds something that cannot leave this process; the message says what and where.
+    """
+    name = _name_of(function)
+    if not callable(function):
+        raise CannotShip(f"a {type(function).__name__} is not a function; give what takes a sample and returns one")
+    walk = Walk()
+    place = Place(f"the transform `{name}`" if name else "the transform", name or "transform")
+    try:
+        form = walk.form(function, place)
+        payload, named = pickle_function(function, walk)
+    except RecursionError:
+        raise CannotShip(f"{place} holds objects that are nested too deeply to be shipped") from None
+    except (pickle.PicklingError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, CannotShip):
+            raise
+        raise CannotShip(f"{place} cannot be shipped: {error}") from error
+    modules = installed_names({*named, *walk.installed, *walk.submodules})
+    return Shipment("cloudpickle", payload, form, PYTHON, modules, _label_of(function), name)
+
+
+def ship_file(target: str) -> Shipment:
+    """Take a function of a file as the file's text, which is not run here.
+
+    Args:
+        target: `file.py:function`.
+
+    Raises:
+        BadRequest: The target has no function, or the file does not define it.
+        CannotShip: The file is not Python.
+    """
+    file, colon, function = target.rpartition(":")
+    if not colon or not file or not function.isidentifier():
+        raise BadRequest(f"{target!r} is not FILE.py:FUNCTION")
+    with tokenize.open(file) as text:
+        source = text.read()
+    filename = os.path.abspath(file)
+    try:
+        tree = ast.parse(source, filename)
+        form = form_of_source(source, function, filename)
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None)
+        raise CannotShip(f"{file}{f':{line}' if line else ''} is not Python: {error}") from error
+    defined = dict(_definitions(tree.body))
+    if function not in defined:
+        known = ", ".join(name for name, node in defined.items() if isinstance(node, ast.FunctionDef))
+        raise BadRequest(f"{file} defines no {function!r}" + (f"; it defines {known}" if known else ""))
+    payload = json.dumps({"source": source, "function": function, "filename": filename}).encode()
+    modules = installed_names(_imports(tree))
+    label = f"{filename}:{defined[function].lineno}"
+    return Shipment("source", payload, form, PYTHON, modules, label, function)
+
+
+def _name_of(function: Any) -> str:
+    while isinstance(function, functools.partial):
+        function = function.func
+    name = getattr(function, "__name__", None) or type(function).__name__
+    return "" if name == "<lambda>" else str(name)
+
+
+def _label_of(function: Any) -> str:
+    while isinstance(function, functools.partial):
+        function = function.func
+    if not inspect.isroutine(function) and not isinstance(function, type):
+        function = type(function).__call__
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else ""
+
+
+def _definitions(body: Sequence[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
+    """Names that the top level of a file binds."""
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name, node
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            for alias in node.names:
+                yield alias.asname or alias.name.partition(".")[0], node
+        elif isinstance(node, ast.If | ast.Try | ast.With):
+            for part in ("body", "orelse", "finalbody"):
+                yield from _definitions(getattr(node, part, []))
+        else:
+            for target in ast.walk(node):
+                if isinstance(target, ast.Name) and isinstance(target.ctx, ast.Store):
+                    yield target.id, node
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    """Modules that a file imports, also inside functions; not those that it can do without."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+        elif not _is_optional(node):
+            yield from _imports(node)
+
+
+def _is_optional(node: ast.AST) -> bool:
+    """What is not run where functions are, and what may fail."""
+    if isinstance(node, ast.If):
+        return any(name in ast.unparse(node.test) for name in ("TYPE_CHECKING", "__name__"))
+    return isinstance(node, ast.Try) and any(_catches_imports(handler) for handler in node.handlers)
+
+
+def _catches_imports(handler: ast.ExceptHandler) -> bool:
+    caught = ast.unparse(handler.type) if handler.type is not None else "Exception"
+    return any(name in caught for name in ("ImportError", "ModuleNotFoundError", "Exception"))
