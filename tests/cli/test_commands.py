@@ -13,7 +13,8 @@ import pytest
 
 from shardmill import __version__
 from shardmill.cli.main import run
-from shardmill.client import Client
+from shardmill.cli.output import Advance
+from shardmill.client import Client, ObjectReader
 from shardmill.testing.node import RunningNode
 
 IMAGENET = "gs://sharded-imagenet"
@@ -146,7 +147,7 @@ def test_get_continues_what_an_earlier_try_left(
     starts: list[int] = []
     write = transfer._write
 
-    def watched(reader: transfer.ObjectReader, path: Path, start: int, advance: transfer.Advance) -> int:
+    def watched(reader: ObjectReader, path: Path, start: int, advance: Advance) -> int:
         starts.append(start)
         return write(reader, path, start, advance)
 
@@ -276,14 +277,14 @@ def test_a_closed_pipe_ends_like_any_filter(node: RunningNode, shards: Path, tmp
     assert (len(done.stdout.splitlines()), done.stderr) == (10, "")
     assert done.returncode in (0, 141)
     command = f"{sys.executable} -m shardmill.cli get {IMAGENET}/{SHARD} - | head -c 100; echo ${{PIPESTATUS[0]}}"
-    done = subprocess.run(
+    cut = subprocess.run(
         ["bash", "-c", command],
         capture_output=True,
         env={**os.environ, "SHARDMILL_ENDPOINT": node.endpoint},
         check=False,
     )
-    assert done.stdout == (shards / SHARD).read_bytes()[:100] + b"141\n"
-    assert done.stderr == b""
+    assert cut.stdout == (shards / SHARD).read_bytes()[:100] + b"141\n"
+    assert cut.stderr == b""
 
 
 def test_standard_input_and_output_carry_bytes(node: RunningNode, bucket: str, client: Client) -> None:

@@ -157,4 +157,5 @@ def test_pictures_of_a_shard_raw_by_name_and_by_uuid(client: Client) -> None:
     assert len(display_shard_images(client, IMAGENET, SHARD, objects=3).axes) == 3
     for name in ("client-crop", etl.uuid):
         figure = display_shard_images(client, IMAGENET, SHARD, objects=2, etl_name=name)
-        assert [axes.get_images()[0].get_array().shape for axes in figure.axes] == [(32, 32, 3)] * 2
+        pictures = [axes.get_images()[0].get_array() for axes in figure.axes]
+        assert [np.shape(picture) for picture in pictures if picture is not None] == [(32, 32, 3)] * 2
