@@ -136,6 +136,16 @@ class TransformSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ResultSettings:
+    """`[results]`: finished transformed shards, kept for whoever reads them next."""
+
+    mode: Literal["on", "off"] = _setting("on", "`off`: transformed shards are streamed only, each reader its own run.")
+    capacity: Size = _setting(Size(10 << 30), "Disk that results may take, bytes; the least used leave first.")
+    scratch: Seconds = _setting(Seconds(600), "Seconds that a result of one epoch is kept after its last reader.")
+    spool_window: Size = _setting(Size(64 * MIB), "Bytes that a run may be ahead of its fastest reader on disk.")
+
+
+@dataclass(frozen=True, slots=True)
 class BucketSettings:
     """`[[bucket]]`: one bucket and what is behind it."""
 
@@ -172,11 +182,17 @@ class Config:
     server: ServerSettings = ServerSettings()
     storage: StorageSettings = StorageSettings()
     transforms: TransformSettings = TransformSettings()
+    results: ResultSettings = ResultSettings()
     buckets: tuple[BucketSettings, ...] = ()
     environments: tuple[EnvironmentSettings, ...] = ()
 
 
-SECTIONS: dict[str, type] = {"server": ServerSettings, "storage": StorageSettings, "transforms": TransformSettings}
+SECTIONS: dict[str, type] = {
+    "server": ServerSettings,
+    "storage": StorageSettings,
+    "transforms": TransformSettings,
+    "results": ResultSettings,
+}
 
 
 def load_config(
@@ -227,6 +243,7 @@ def load_config(
         server=ServerSettings(**sections["server"]),
         storage=StorageSettings(**sections["storage"]),
         transforms=TransformSettings(**sections["transforms"]),
+        results=ResultSettings(**sections["results"]),
         buckets=_checked_buckets(bucket_tables, problems),
         environments=_checked_environments(environment_tables, problems),
     )

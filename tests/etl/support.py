@@ -15,8 +15,10 @@ from shardmill.config import Seconds, Size, TransformSettings
 from shardmill.core.api import Code, TransformRequest
 from shardmill.core.meta import ObjectMeta
 from shardmill.core.refs import ObjectRef
+from shardmill.core.sources import InMemory, Slice
 from shardmill.core.specs import Spec
 from shardmill.etl.engine import Engine
+from shardmill.etl.runs import Reading
 from shardmill.etl.versions import Version
 
 REF = ObjectRef.parse("ais://shards/dir/shard-000000.tar")
@@ -97,18 +99,36 @@ async def read(
     engine: Engine, version: Version, shard: Path, options: str = "", *, seed: int | None = None, request_id: str = "r1"
 ) -> bytes:
     """The whole transformed shard."""
-    spec = Spec.parse(f"{version.label}{options}")
-    source = FileSource(shard)
-    chosen = seed if seed is not None else spec.seed if spec.seed is not None else engine.draw_seed()
     data = bytearray()
-    try:
-        async with engine.run(version, source, REF, spec, seed=chosen, request_id=request_id) as run:
-            await run.start()
-            async for chunk in run:
-                data += chunk
-    finally:
-        source.close()
+    async with open_reading(engine, version, shard, options, seed=seed, request_id=request_id) as reading:
+        await reading.start()
+        while (part := await reading.next()) is not None:
+            data += bytes_of(part)
     return bytes(data)
+
+
+@asynccontextmanager
+async def open_reading(
+    engine: Engine, version: Version, shard: Path, options: str = "", *, seed: int | None = None, request_id: str = "r1"
+) -> AsyncIterator[Reading]:
+    """A place at a run; the result must not be there yet."""
+    spec = Spec.parse(f"{version.label}{options}")
+    if seed is not None:
+        spec = replace(spec, seed=seed)
+    source = FileSource(shard)
+    plan = await engine.plan(version, source.meta, REF, spec)
+    reading = await engine.runs.open(plan, source, request_id=request_id)
+    assert isinstance(reading, Reading)
+    try:
+        yield reading
+    finally:
+        reading.close()
+
+
+def bytes_of(part: Slice) -> bytes:
+    if isinstance(part, InMemory):
+        return bytes(part.data)
+    return os.pread(part.descriptor, part.stop - part.start, part.start)
 
 
 def members(data: bytes) -> dict[str, bytes]:

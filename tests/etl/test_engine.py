@@ -15,9 +15,20 @@ from typing import Any
 import pytest
 
 from shardmill.core.errors import BadShard, EnvironmentUnfit, SampleOutOfRange, ShardmillError, TransformFailed
-from shardmill.core.specs import Spec
 from shardmill.etl.engine import Engine
-from tests.etl.support import IDENTITY, REF, FileSource, members, open_engine, read, register, request_for, write_shard
+from tests.etl.support import (
+    IDENTITY,
+    REF,
+    FileSource,
+    bytes_of,
+    members,
+    open_engine,
+    open_reading,
+    read,
+    register,
+    request_for,
+    write_shard,
+)
 
 DRAWING = """
     import random
@@ -250,18 +261,14 @@ def test_killed_workers_change_nothing(tmp_path: Path, shard: Path) -> None:
             version = await register(engine, slow)
             expected = await read(engine, version, shard, ",seed=3")
             killed: set[int] = set()
-            source = FileSource(shard)
             data = b""
-            async with engine.run(
-                version, source, REF, Spec.parse(f"{version.label},seed=3"), seed=3, request_id="k"
-            ) as going:
-                async for chunk in going:
-                    data += bytes(chunk)
+            async with open_reading(engine, version, shard, ",seed=3") as reading:
+                while (part := await reading.next()) is not None:
+                    data += bytes_of(part)
                     alive = [worker.pid for worker in engine.pool._workers if worker.in_flight and worker.pid]
                     if alive and len(killed) < 3 and len(data) > 20_000 * (len(killed) + 1):
                         killed.add(alive[0])
                         os.kill(alive[0], signal.SIGKILL)
-            source.close()
             assert len(killed) == 3
             assert data == expected
 
@@ -357,16 +364,14 @@ def test_a_reader_who_leaves_frees_everything_within_a_second(tmp_path: Path, sh
         async with open_engine(tmp_path / "data") as engine:
             version = await register(engine, code)
             before = set(os.listdir("/proc/self/fd"))
-            source = FileSource(shard)
-            async with engine.run(version, source, REF, Spec.parse(version.label), seed=1, request_id="x") as going:
-                await going.start()
+            async with open_reading(engine, version, shard) as reading:
+                await reading.start()
             left = time.monotonic()
-            source.close()
             await wait_until(lambda: all(not worker.in_flight for worker in engine.pool._workers), 1.0)
             engine.pool.retire(version.key)
             await wait_until(lambda: len(os.listdir("/proc/self/fd")) <= len(before), 1.0)
             assert time.monotonic() - left < 1.0
-            assert engine.statistics().runs["running"] == 0
+            assert engine.runs.going_on == 0
 
     run(story())
 
@@ -378,19 +383,18 @@ def test_memory_ahead_of_a_stalled_reader_is_bounded(tmp_path: Path) -> None:
     async def story() -> None:
         async with open_engine(tmp_path / "data", run_window=8 << 20) as engine:
             version = await register(engine, code)
-            source = FileSource(shard)
-            async with engine.run(version, source, REF, Spec.parse(version.label), seed=1, request_id="x") as going:
-                await going.start()
+            async with open_reading(engine, version, shard) as reading:
+                await reading.start()
+                state = reading._running.run.state
                 previous = -1
-                while going.state.outstanding != previous:
-                    previous = going.state.outstanding
+                while state.outstanding != previous:
+                    previous = state.outstanding
                     await asyncio.sleep(0.3)
                 assert 4 << 20 < previous < 12 << 20
                 total = 0
-                async for chunk in going:
-                    total += len(chunk)
+                while (part := await reading.next()) is not None:
+                    total += len(bytes_of(part))
                 assert total > 400 * 600_000
-            source.close()
 
     run(story())
 
@@ -538,13 +542,11 @@ def test_more_runs_than_allowed_are_busy(tmp_path: Path, shard: Path) -> None:
     async def story() -> None:
         async with open_engine(tmp_path / "data", max_runs=1) as engine:
             version = await register(engine, IDENTITY)
-            source = FileSource(shard)
-            async with engine.run(version, source, REF, Spec.parse(version.label), seed=1, request_id="x"):
+            async with open_reading(engine, version, shard):
                 with pytest.raises(ShardmillError) as caught:
                     await read(engine, version, shard)
                 assert caught.value.status == 503
                 assert caught.value.retry_after
-            source.close()
 
     run(story())
 

@@ -43,7 +43,7 @@ def drain(state: RunState) -> bytes:
     data = b""
     while (chunk := state.take_chunk()) is not None:
         data += bytes(chunk.data)
-        state.sent(chunk)
+        state.give_back(chunk)
     return data
 
 

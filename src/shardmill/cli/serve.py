@@ -45,6 +45,12 @@ def serve(
         str | None, typer.Option(metavar="TIME", help="Of work that one object may take; default: 3600s.")
     ] = None,
     memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Of one worker process; default: 4GiB.")] = None,
+    results: Annotated[
+        str | None, typer.Option(metavar="on|off", help="Whether finished transformed shards are kept; default: on.")
+    ] = None,
+    results_capacity: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Disk that they may take; default: 10GiB.")
+    ] = None,
     durability: Annotated[
         str | None, typer.Option(metavar="power|kill", help="What stored objects survive; default: power.")
     ] = None,
@@ -81,6 +87,7 @@ def serve(
                 "object_timeout": object_timeout,
                 "memory": memory,
             },
+            "results": {"mode": results, "capacity": results_capacity},
         },
         buckets=buckets,
         environments=env or [],

@@ -1,6 +1,7 @@
 """Protocols where siblings meet: what a store hands out, and what a face or a run needs of it."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from shardmill.core.conditions import Conditions
@@ -114,3 +115,101 @@ class ReadStore(OpenObject, HeadObject, ListObjects, Protocol):
 
 class WriteStore(ReadStore, PutObject, DeleteObject, Protocol):
     """A bucket that can be read and written."""
+
+
+class Spool(Protocol):
+    """A result on its way to disk. Resources: ends with exactly one `publish` or `abandon`."""
+
+    @property
+    def descriptor(self) -> int:
+        """Readable by `os.pread` as far as `append` has returned; closed by `close`."""
+        ...
+
+    async def append(self, pieces: Sequence[memoryview | bytes]) -> None:
+        """Write bytes behind what is there.
+
+        Raises:
+            InsufficientStorage: The disk or the quota is full; what was there before is still readable.
+            ServerError: The disk failed.
+        """
+        ...
+
+    async def publish(self, facts: Mapping[str, str], *, is_scratch: bool) -> ObjectMeta:
+        """Make it a result that can be opened; `facts` are kept with it."""
+        ...
+
+    async def abandon(self) -> None:
+        """Give its space back. The descriptor stays readable until `close`."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class ResultFiles(Protocol):
+    """Where results are kept: within a quota, with the least used leaving first."""
+
+    async def begin(self, key: str) -> Spool:
+        """Start a result; raises InsufficientStorage or ServerError."""
+        ...
+
+    async def open(self, key: str) -> Source | None:
+        """A finished result, held against eviction until it is closed; None: there is none."""
+        ...
+
+    def has(self, key: str) -> bool: ...
+
+    def keep(self, key: str) -> None:
+        """It is scratch no more."""
+        ...
+
+    def list(self) -> Sequence["ResultEntry"]: ...
+
+    async def remove(self, keys: Sequence[str]) -> int:
+        """Remove results; readers that have them open keep them. Returns the bytes given back."""
+        ...
+
+    def statistics(self) -> "ResultStatistics": ...
+
+
+@dataclass(frozen=True, slots=True)
+class ResultEntry:
+    """One kept result."""
+
+    key: str
+    size: int
+    """Bytes of payload."""
+    used: float
+    """Unix time of the last opening."""
+    is_scratch: bool
+    facts: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ResultStatistics:
+    """Disk use of results."""
+
+    count: int
+    used: int
+    """Bytes, spools that grow included."""
+    capacity: int
+    evicted: int
+    """Results since the start."""
+
+
+@dataclass(frozen=True, slots=True)
+class InMemory:
+    """Bytes for a reader, valid until it asks for the next."""
+
+    data: memoryview | bytes
+
+
+@dataclass(frozen=True, slots=True)
+class InFile:
+    """Bytes [start, stop) of a descriptor, valid until the reader asks for the next."""
+
+    descriptor: int
+    start: int
+    stop: int
+
+
+Slice = InMemory | InFile

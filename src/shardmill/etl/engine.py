@@ -9,28 +9,30 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from shardmill.config import EnvironmentSettings, TransformSettings
 from shardmill.core.api import Code, FailureInfo, ProbeReport, TransformInfo, TransformRequest, TransformStatistics
-from shardmill.core.errors import Busy, TransformFailed
+from shardmill.core.errors import TransformFailed
+from shardmill.core.meta import ObjectMeta
 from shardmill.core.refs import ObjectRef
-from shardmill.core.sources import Source
+from shardmill.core.sources import ResultFiles, Source
 from shardmill.core.specs import Spec
 from shardmill.etl.environments import Environment, Environments
 from shardmill.etl.failures import FailureLog
 from shardmill.etl.probe import SAMPLES, probe
 from shardmill.etl.run import Run, ShardReader
 from shardmill.etl.run_state import RunState, SampleFailed
+from shardmill.etl.runs import Plan, Runs
 from shardmill.etl.staging import stage
 from shardmill.etl.statistics import EngineStatistics, VersionCounters
-from shardmill.etl.versions import Version, Versions, build_info
+from shardmill.etl.versions import Version, Versions, arguments_hash, build_info
 from shardmill.etl.workers import WorkerPool
 
 logger = logging.getLogger(__name__)
 
 _INDEX_THREADS = 4
-_RETRY_SECONDS = 2
 
 
 class Engine:
@@ -43,6 +45,9 @@ class Engine:
         environments: Environments,
         pool: WorkerPool,
         threads: ThreadPoolExecutor,
+        *,
+        results: ResultFiles | None,
+        spool_window: int,
     ) -> None:
         self.settings = settings
         self.versions = Versions(directory / "versions")
@@ -50,16 +55,31 @@ class Engine:
         self.environments = environments
         self.pool = pool
         self._threads = threads
+        self.results = results
+        self.runs = Runs(self._build_run, results, max_runs=settings.max_runs, link=self.failures.link)
+        self._spool_window = spool_window
         self._counters: dict[str, VersionCounters] = {}
-        self._runs: dict[int, Run] = {}
-        self._finished = {"ended": 0, "failed": 0, "abandoned": 0}
 
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, settings: TransformSettings, data: Path, environments: Sequence[EnvironmentSettings]
+        cls,
+        settings: TransformSettings,
+        data: Path,
+        environments: Sequence[EnvironmentSettings],
+        *,
+        results: ResultFiles | None = None,
+        spool_window: int = 64 << 20,
     ) -> AsyncIterator["Engine"]:
-        """Assemble it below a node's data directory, which this process has locked."""
+        """Assemble it below a node's data directory, which this process has locked.
+
+        Args:
+            settings: Bounds of workers and runs.
+            data: The data directory.
+            environments: Beside the default one.
+            results: Where finished outputs are kept; None: they are streamed only.
+            spool_window: Bytes that a spooled run may be ahead of its fastest reader.
+        """
         scratch = data / "scratch"
         await asyncio.to_thread(_renew, scratch)
         staged = await asyncio.to_thread(stage, scratch / "stage")
@@ -70,10 +90,19 @@ class Engine:
         with ThreadPoolExecutor(_INDEX_THREADS, thread_name_prefix="index") as threads:
             try:
                 async with WorkerPool(settings, scratch) as pool:
-                    engine = cls(settings, data / "transforms", known, pool, threads)
+                    engine = cls(
+                        settings,
+                        data / "transforms",
+                        known,
+                        pool,
+                        threads,
+                        results=results,
+                        spool_window=spool_window,
+                    )
                     warming = asyncio.create_task(engine._warm_up())
                     try:
-                        yield engine
+                        async with engine.runs:
+                            yield engine
                     finally:
                         warming.cancel()
                         await asyncio.wait([warming])
@@ -124,50 +153,62 @@ class Engine:
         """The environment that a version was registered with; EnvironmentUnfit if it is gone."""
         return self.environments[version.info.environment]
 
-    @asynccontextmanager
-    async def run(
-        self, version: Version, source: Source, ref: ObjectRef, spec: Spec, *, seed: int, request_id: str
-    ) -> AsyncIterator[Run]:
-        """A run of one spec over one opened shard; it stops when the context is left.
+    async def plan(self, version: Version, meta: ObjectMeta, ref: ObjectRef, spec: Spec) -> Plan:
+        """What reading a spec over an object's version means: which seed, and whether others may share it.
+
+        Args:
+            version: The spec's.
+            meta: Of the opened object.
+            ref: Its name.
+            spec: As asked for.
 
         Raises:
-            Busy: There are `max_runs` already.
+            EnvironmentUnfit, TransformFailed: The environment is gone, or does not start.
         """
-        if len(self._runs) >= self.settings.max_runs:
-            raise Busy(f"{len(self._runs)} runs are going on (max_runs); try again", retry_after=_RETRY_SECONDS)
+        environment = self.environment_of(version)
+        probe = version.info.probe
+        is_deterministic = probe is not None and probe.deterministic
+        is_shared = is_deterministic or (spec.seed is not None and (probe is None or probe.reproducible))
+        resolved = replace(
+            spec, name=version.info.name, digest=version.info.digest, args=arguments_hash(version.info.args), k=None
+        )
+        if is_deterministic:
+            resolved = replace(resolved, seed=None, epoch=0)
+        return Plan(
+            version=version,
+            environment=environment,
+            environment_id=await environment.identify() if is_shared else "",
+            ref=ref,
+            spec=resolved,
+            seed=spec.seed if spec.seed is not None else 0 if is_deterministic else self._draw_seed(),
+            source_version=meta.version,
+            is_shared=is_shared,
+            is_scratch=not is_deterministic and spec.epoch != 0,
+        )
 
+    def _build_run(self, plan: Plan, source: Source, request_id: str) -> Run:
         def on_failure(failure: SampleFailed) -> None:
-            self._record(version, ref, source, failure, seed=seed, request_id=request_id)
+            self._record(plan, failure, request_id=request_id)
 
+        spec = plan.spec
         state = RunState(
             policy=spec.errors, window=self._window(), lanes=self.pool.lanes, start=spec.start, count=spec.count
         )
-        run = Run(
-            version,
-            self.environment_of(version),
+        return Run(
+            plan.version,
+            plan.environment,
             source,
             spec,
-            seed=seed,
-            url=str(ref),
+            seed=plan.seed,
+            url=str(plan.ref),
             state=state,
             pool=self.pool,
             threads=self._threads,
-            counters=self.counters(version),
+            counters=self.counters(plan.version),
             object_timeout=self.settings.object_timeout,
+            spool_window=self._spool_window,
             on_failure=on_failure,
         )
-        self._runs[run.number] = run
-        outcome = "abandoned"
-        try:
-            async with run:
-                try:
-                    yield run
-                finally:
-                    phase = state.phase
-                    outcome = phase if phase != "running" else "abandoned"
-        finally:
-            del self._runs[run.number]
-            self._finished[outcome] += 1
 
     def counters(self, version: Version) -> VersionCounters:
         return self._counters.setdefault(version.label, VersionCounters())
@@ -186,16 +227,19 @@ class Engine:
             ):
                 outcomes[name, outcome] = outcomes.get((name, outcome), 0) + count
         return EngineStatistics(
-            outcomes, {"running": len(self._runs), **self._finished}, self.pool.count_by_environment()
+            outcomes,
+            {"running": self.runs.going_on, **self.runs.outcomes},
+            self.pool.count_by_environment(),
+            self.results.statistics() if self.results is not None else None,
         )
 
-    def draw_seed(self) -> int:
+    def _draw_seed(self) -> int:
         """A seed for a run without one."""
         return secrets.randbits(63)
 
     def _window(self) -> int:
         """Bytes one more run may be ahead: its own window, or its share of the node's."""
-        return min(self.settings.run_window, self.settings.node_window // (len(self._runs) + 1))
+        return min(self.settings.run_window, self.settings.node_window // (self.runs.going_on + 1))
 
     def _version(
         self, request: TransformRequest, code: Code, environment: Environment, report: ProbeReport | None
@@ -210,23 +254,21 @@ class Engine:
         finally:
             await reader.close()
 
-    def _record(
-        self, version: Version, ref: ObjectRef, source: Source, failure: SampleFailed, *, seed: int, request_id: str
-    ) -> None:
+    def _record(self, plan: Plan, failure: SampleFailed, *, request_id: str) -> None:
         sample = failure.sample
         self.failures.record(
             FailureInfo(
                 time=time.time(),
                 request=request_id,
-                transform=version.label,
-                bucket=str(ref.bucket),
-                object=ref.key,
-                version=source.meta.version,
+                transform=plan.version.label,
+                bucket=str(plan.ref.bucket),
+                object=plan.ref.key,
+                version=plan.source_version,
                 sample=sample.key if sample else None,
                 ordinal=sample.ordinal if sample else None,
                 message=failure.message,
                 traceback=failure.traceback,
-                seed=seed,
+                seed=plan.seed,
                 output=failure.output,
             )
         )

@@ -66,6 +66,12 @@ class Environment:
             finally:
                 self._starting = False
 
+    async def identify(self) -> str:
+        """Its id: Python, ABI, architecture, CPU level and installed distributions, as the running zygote has them."""
+        await self.zygote()
+        assert self.id is not None
+        return self.id
+
     async def find_missing(self, modules: Sequence[str]) -> list[str]:
         """Those modules that are not installed there."""
         return await (await self.zygote()).find_missing(tuple(modules)) if modules else []

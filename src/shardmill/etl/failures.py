@@ -4,7 +4,7 @@ A file of JSON lines a version; the first 100 failures are kept in full, later o
 """
 
 import logging
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +18,9 @@ KEPT = 100  # in full, per version
 _RECENT = 1000  # of all versions in memory beside them, so that the newest request can always be explained
 
 
+_LINKED = 10_000  # requests that shared another's run and can still be explained
+
+
 class FailureLog:
     """Appends are immediate and small; a failing disk loses records, never a run."""
 
@@ -26,6 +29,7 @@ class FailureLog:
         self._kept: dict[str, list[FailureInfo]] = {}
         self._counts: dict[str, int] = {}
         self._recent: deque[FailureInfo] = deque(maxlen=_RECENT)
+        self._links: OrderedDict[str, str] = OrderedDict()
         directory.mkdir(parents=True, exist_ok=True)
         for path in sorted(directory.glob("*.jsonl")):
             self._load(path)
@@ -43,6 +47,12 @@ class FailureLog:
                 file.write(msgspec.json.encode(failure) + b"\n")
         except OSError as error:
             logger.warning("a failure of %s is not kept on disk: %s", label, error.strerror)
+
+    def link(self, request: str, first: str) -> None:
+        """A request is answered by the run of another: what failed there failed for both."""
+        self._links[request] = first
+        if len(self._links) > _LINKED:
+            self._links.popitem(last=False)
 
     def find(
         self,
@@ -68,7 +78,8 @@ class FailureLog:
         if key is not None:
             checks.append(lambda failure: key in (failure.object, failure.sample))
         if request is not None:
-            checks.append(lambda failure: failure.request == request)
+            asked = self._links.get(request, request)
+            checks.append(lambda failure: failure.request == asked)
         known = {id(failure): failure for kept in self._kept.values() for failure in kept}
         known |= {id(failure): failure for failure in self._recent}
         found = sorted(

@@ -1,18 +1,20 @@
-"""The driver of one run: feeds its state machine from the shard and the workers, and its reader from the machine."""
+"""The driver of one run: feeds its state machine from the shard and the workers, and its output from the machine."""
 
 import asyncio
 import itertools
 import logging
+import math
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from shardmill.core.errors import BadShard, SampleOutOfRange, ShardmillError, TransformFailed
-from shardmill.core.sources import Source
+from shardmill.core.sources import Source, Spool
 from shardmill.core.specs import Spec
 from shardmill.etl.batches import Batch, Dropped, Failed, Loss, Out, Result, StageSeconds
 from shardmill.etl.environments import Environment
 from shardmill.etl.run_state import RunState, SampleFailed
+from shardmill.etl.spool import RunOutput
 from shardmill.etl.statistics import VersionCounters
 from shardmill.etl.versions import Version
 from shardmill.etl.workers import WorkerPool
@@ -24,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 _AHEAD = 8 << 20  # bytes of the shard made sure of at a time, before headers are read there
 _INDEX_STEP = 64  # samples indexed in one visit to a thread
+_WRITE = 8 << 20  # bytes written to the spool in one visit to a thread
 
 _numbers = itertools.count(1)
 
@@ -74,11 +77,13 @@ class ShardReader:
 
 
 class Run:
-    """One spec over one opened shard, with one reader. Use as an async context manager: leaving it stops all work.
+    """One spec over one opened shard. `work` does it; what it gives stands in `output`.
 
     Args:
+        source: Closed by whoever opened it, after `work` has returned.
         spec: Resolved; its options decide what is done.
         seed: The spec's seed, or the one drawn for this run.
+        spool_window: Bytes that it may be ahead of its fastest reader while it is spooled.
         on_failure: Told of each failed sample and of the run's own failure.
     """
 
@@ -98,6 +103,7 @@ class Run:
         threads: ThreadPoolExecutor,
         counters: VersionCounters,
         object_timeout: float,
+        spool_window: int,
         on_failure: Callable[[SampleFailed], None],
     ) -> None:
         self.number = next(_numbers)
@@ -108,72 +114,59 @@ class Run:
         self.source_key = source.meta.key
         self.source_url = url
         self.state = state
+        self.output = RunOutput(window=state.window, give_back=state.give_back, on_progress=self._on_progress)
         self._source = source
         self._spec = spec
         self._pool = pool
         self._reader = ShardReader(source, threads)
         self._counters = counters
         self._object_timeout = object_timeout
+        self._spool_window = spool_window
         self._on_failure = on_failure
-        self._changed = asyncio.Event()
+        self._ended = asyncio.Event()
         self._index_wanted = asyncio.Event()
-        self._indexing: asyncio.Task[None] | None = None
         self._worked = 0.0
-        self._is_checked = False
         self._reported: str | None = None
 
     @property
     def source_descriptor(self) -> int:
         return self._source.descriptor
 
-    async def __aenter__(self) -> "Run":
+    @property
+    def fraction_done(self) -> float:
+        """How much of the samples is done, 0 to 1; by their place in the shard where their number is not known."""
+        count, size = self._spec.count, self._source.meta.size
+        return self.state.processed / count if count else self.state.offset / size if size else 1.0
+
+    async def work(self, spool: Spool | None) -> None:
+        """Transform the shard into `output`, which is complete or failed afterwards; cancelling stops all work.
+
+        Args:
+            spool: Where the bytes go too, as far as it has room; left to be published or abandoned.
+        """
+        if spool is not None:
+            self.output.spool_to(spool.descriptor)
         self._counters.runs += 1
-        self._indexing = asyncio.create_task(self._index())
         self._pool.attach(self)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.state.abandon()
-        self._pool.detach(self)
-        if self._indexing is not None:
-            self._indexing.cancel()
-            await asyncio.wait([self._indexing])
-        await self._reader.close()
-        self._settle()
-
-    async def start(self) -> None:
-        """Return when bytes may be sent.
-
-        Raises:
-            ShardmillError: The run failed before that.
-        """
-        while not self.state.has_chunk and self.state.phase == "running":
-            await self._wait()
-        if self.state.error is not None:
-            raise self.state.error
-
-    async def __aiter__(self) -> AsyncIterator[memoryview | bytes]:
-        """The transformed shard's bytes; each chunk is valid until the next is asked for.
-
-        Raises:
-            ShardmillError: The run failed; what was given so far ends inside a payload.
-        """
-        while True:
-            if self.state.phase == "ended":
-                await self._check_source()
-            chunk = self.state.take_chunk()
-            if chunk is not None:
-                try:
-                    yield chunk.data
-                finally:
-                    self.state.sent(chunk)
-                self._pool.kick()
-            elif self.state.error is not None:
-                raise self.state.error
-            elif self.state.phase == "ended":
-                return
-            else:
-                await self._wait()
+        indexing = asyncio.create_task(self._index())
+        writing = asyncio.create_task(self._write(spool)) if spool is not None else None
+        self._on_progress()
+        try:
+            await self._ended.wait()
+            # Workers are free for others before the last bytes are on their way.
+            self._pool.detach(self)
+            await self._end()
+            if writing is not None:
+                await writing
+        finally:
+            self.state.abandon()
+            self._pool.detach(self)
+            tasks = [task for task in (indexing, writing) if task is not None]
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            await self._reader.close()
+            self._settle()
 
     # What the pool asks and tells.
 
@@ -196,19 +189,24 @@ class Run:
         self._settle()
 
     def on_load_failed(self, failure: Failed) -> None:
-        self._fail(TransformFailed(failure.message, traceback=failure.traceback))
+        self.fail(TransformFailed(failure.message, traceback=failure.traceback))
 
     def on_no_worker(self, error: Exception) -> None:
         if isinstance(error, ShardmillError):
-            self._fail(error)
+            self.fail(error)
         else:
-            self._fail(TransformFailed(f"no worker could be started: {error or 'the function takes too long to load'}"))
+            self.fail(TransformFailed(f"no worker could be started: {error or 'the function takes too long to load'}"))
 
     def on_tick(self, seconds: float, busy: bool) -> None:
         if busy:
             self._worked += seconds
             if self._worked > self._object_timeout:
-                self._fail(TransformFailed(f"the object took longer than {self._object_timeout:g} s (object_timeout)"))
+                self.fail(TransformFailed(f"the object took longer than {self._object_timeout:g} s (object_timeout)"))
+
+    def fail(self, error: ShardmillError) -> None:
+        """End it with an error."""
+        self.state.fail(error)
+        self._settle()
 
     # Its own steps.
 
@@ -246,22 +244,53 @@ class Run:
                 raise SampleOutOfRange(f"{self.source_key} has {start - left} samples; start={start} is past its end")
             left -= len(samples)
 
-    async def _check_source(self) -> None:
-        """The end is sent only if the bytes were of one version to the last."""
-        if not self._is_checked:
-            await self._source.check_unchanged()
-            self._is_checked = True
+    async def _write(self, spool: Spool) -> None:
+        """Bring the output into its file, until that is complete or can take no more."""
+        output = self.output
+        while output.is_spooling and not (output.is_complete and output.spooled == output.published):
+            taken = output.take_unspooled(_WRITE)
+            if not taken:
+                if output.error is not None:
+                    return
+                await output.wait_changed()
+                continue
+            is_written = False
+            try:
+                await spool.append([held.chunk.data for held in taken])
+                is_written = True
+            except ShardmillError as error:
+                logger.info("the result of run %d is not kept: %s", self.number, error)
+            finally:
+                output.end_spooling(taken, is_written=is_written)
+            self._on_progress()
+        if not output.is_spooling:
+            # Its space is worth more to others once the slowest reader is past it.
+            while output.slowest < output.spooled:
+                await output.wait_changed()
+            output.drop_file()
+            await spool.abandon()
 
-    async def _wait(self) -> None:
-        self._changed.clear()
-        await self._changed.wait()
+    async def _end(self) -> None:
+        """The last bytes are published only if all were of one version of the source."""
+        error = self.state.error
+        if error is None:
+            try:
+                await self._source.check_unchanged()
+            except ShardmillError as problem:
+                error = problem
+                self._on_failure(SampleFailed(None, error.message, None))
+        if error is not None:
+            self.output.fail(error)
+            return
+        self._publish()
+        self.output.finish()
 
-    def _fail(self, error: ShardmillError) -> None:
-        self.state.fail(error)
-        self._settle()
+    def _publish(self) -> None:
+        while (chunk := self.state.take_chunk()) is not None:
+            self.output.extend(chunk)
 
     def _settle(self) -> None:
-        """Hand on failures and wake the reader."""
+        """Hand on failures and bytes, and see whether this is the end."""
         failures, self.state.failures = self.state.failures, []
         for failure in failures:
             self._on_failure(failure)
@@ -270,9 +299,17 @@ class Run:
         if error is not None and self._reported != error.message:
             self._reported = error.message
             self._on_failure(SampleFailed(None, error.message, error.traceback))
+        if self.state.phase != "ended":
+            self._publish()
         if self.state.phase != "running":
             self._index_wanted.set()
-        self._changed.set()
+            self._ended.set()
+
+    def _on_progress(self) -> None:
+        """Readers went on, or what they have not read is safe in the file: more may be framed."""
+        output = self.output
+        self.state.limit = output.fastest + self._spool_window if output.is_spooling else math.inf
+        self._pool.kick()
 
     def _count(self, results: list[tuple[int, Result]], seconds: StageSeconds) -> None:
         counters = self._counters

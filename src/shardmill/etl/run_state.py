@@ -38,16 +38,33 @@ class SampleFailed:
 
 @dataclass(slots=True)
 class Chunk:
-    """Bytes that may be sent now. `pieces` are released once they are."""
+    """Bytes that may be sent now: a piece up to its safe cut, or bytes of the heap."""
 
-    data: memoryview | bytes
+    heap: bytes = b""
     piece: Piece | None = None
     stop: int = 0
-    """Bytes of the piece that may be sent; its memory may move until the chunk is taken."""
+    """Bytes of the piece that may be sent."""
+    held: int = 0
+    """Bytes that the run counts as outstanding until the chunk is given back."""
 
     @property
     def size(self) -> int:
-        return self.stop if self.piece is not None else len(self.data)
+        return self.stop if self.piece is not None else len(self.heap)
+
+    @property
+    def data(self) -> memoryview | bytes:
+        """The bytes; where they stand may change until the chunk is pinned."""
+        return self.heap if self.piece is None else self.piece.data[: self.stop]
+
+    def pin(self) -> memoryview | bytes:
+        """The bytes, which stay where they are until `unpin`."""
+        if self.piece is not None:
+            self.piece.is_pinned = True
+        return self.data
+
+    def unpin(self) -> None:
+        if self.piece is not None:
+            self.piece.is_pinned = False
 
 
 class RunState:
@@ -80,10 +97,18 @@ class RunState:
         self.bytes_out = 0
         self.outstanding = 0
         """Bytes framed and not yet sent."""
+        self.framed = 0
+        """Bytes framed since the start."""
+        self.limit = math.inf
+        """Bytes up to which may be framed, as the readers and the disk allow; raised as they go on."""
         self.processed = 0
         """Source samples whose result was taken, in order."""
+        self.offset = 0
+        """Where the last of these ends in the shard, bytes."""
+        self.is_fault_of_input = False
+        """The error would come again: it is of the function or the shard, not of a worker or the disk."""
         self._policy = policy
-        self._window = window
+        self.window = window
         self._retries = retries
         self._ramp = 2 * lanes
         self._next = start
@@ -104,7 +129,6 @@ class RunState:
         self._seconds = 0.0
         self._timed = 0
         self._average_out = 0.0
-        self._total = 0
 
     # What the index found.
 
@@ -135,9 +159,9 @@ class RunState:
             return False
         if not self._in_flight and not self._results:
             # Whatever is outstanding, the sample that the reader waits for next must be on its way.
-            return self.outstanding < self._window
-        waiting = sum(len(batch.samples) - batch.done for batch in self._in_flight.values())
-        return self.outstanding + waiting * self._average_out < self._window
+            return self.outstanding < self.window and self.framed < self.limit
+        waiting = sum(len(batch.samples) - batch.done for batch in self._in_flight.values()) * self._average_out
+        return self.outstanding + waiting < self.window and self.framed + waiting < self.limit
 
     def next_batch(self) -> Batch | None:
         if not self.has_batch():
@@ -157,7 +181,7 @@ class RunState:
         size = BATCH_SECONDS * self._timed / max(self._seconds, 1e-9)
         if self._average_out:
             # A batch of large samples would hold up the ones behind it in the window.
-            size = min(size, self._window / (2 * self._ramp * self._average_out))
+            size = min(size, self.window / (2 * self._ramp * self._average_out))
         return max(1, min(MAX_BATCH, int(size)))
 
     def add_results(self, batch: Batch, results: list[tuple[int, Result]], seconds: float) -> None:
@@ -173,8 +197,8 @@ class RunState:
             if isinstance(result, Out):
                 size = sum(piece.size for piece in result.pieces)
                 self.outstanding += size
-                self._total += size
-                self._average_out = self._total / self._timed
+                self.framed += size
+                self._average_out = self.framed / self._timed
             self._results[ordinal] = result
         self._advance()
 
@@ -202,37 +226,36 @@ class RunState:
             return None
         first = self._chunks.popleft()
         if first.size > _SMALL or not self._chunks:
-            if first.piece is not None:
-                first.piece.is_pinned = True
-                first.data = first.piece.data[: first.stop]
             return first
-        joined = bytearray()
-        self._join(joined, first)
-        while self._chunks and len(joined) < _JOINED and self._chunks[0].size <= _SMALL:
-            self._join(joined, self._chunks.popleft())
-        return Chunk(bytes(joined))
+        joined, held = bytearray(), 0
+        while True:
+            joined += first.data
+            held += first.held
+            if first.piece is not None:
+                first.piece.release()
+            if len(joined) >= _JOINED or not self._chunks or self._chunks[0].size > _SMALL:
+                return Chunk(bytes(joined), held=held)
+            first = self._chunks.popleft()
 
-    def _join(self, joined: bytearray, chunk: Chunk) -> None:
-        joined += chunk.data if chunk.piece is None else chunk.piece.data[: chunk.stop]
-        self._done(chunk.piece)
-
-    def sent(self, chunk: Chunk) -> None:
-        """The chunk's bytes are out of reach of what happens to its memory."""
-        self._done(chunk.piece)
-
-    def _done(self, piece: Piece | None) -> None:
-        if piece is not None:
-            self.outstanding -= piece.size
-            piece.release()
+    def give_back(self, chunk: Chunk) -> None:
+        """Nobody needs the chunk's bytes any more."""
+        self.outstanding -= chunk.held
+        if chunk.piece is not None:
+            chunk.piece.release()
 
     @property
     def has_chunk(self) -> bool:
         return bool(self._chunks)
 
-    def fail(self, error: ShardmillError) -> None:
-        """End with an error; bytes that were allowed to be sent still are."""
+    def fail(self, error: ShardmillError, *, again: bool = False) -> None:
+        """End with an error; bytes that were allowed to be sent still are.
+
+        Args:
+            error: What readers are told.
+            again: The same input would give it again.
+        """
         if self.phase == "running":
-            self.phase, self.error = "failed", error
+            self.phase, self.error, self.is_fault_of_input = "failed", error, again
             self._drop_results()
 
     def abandon(self) -> None:
@@ -241,7 +264,7 @@ class RunState:
             self.phase = "failed"
         self._drop_results()
         while self._chunks:
-            self._done(self._chunks.popleft().piece)
+            self.give_back(self._chunks.popleft())
 
     def _drop_results(self) -> None:
         for result in self._results.values():
@@ -255,6 +278,7 @@ class RunState:
             sample = self._samples.pop(self._next)
             self._next += 1
             self.processed += 1
+            self.offset = sample.fields[-1].member.offset if sample.fields else self.offset
             self._take(sample, result)
         if (
             self.phase == "running"
@@ -288,29 +312,30 @@ class RunState:
         self.failures.append(SampleFailed(sample, failure.message, failure.traceback))
         ratio = self._policy.ratio
         if failure.fatal or ratio is None:
-            self.fail(TransformFailed(failure.message, traceback=failure.traceback))
+            self.fail(TransformFailed(failure.message, traceback=failure.traceback), again=True)
         elif self._failed > math.ceil(round(ratio * max(self.processed, 100), 9)):
             message = f"{self._failed} of {self.processed} samples failed, more than {self._policy} allows; the last: "
-            self.fail(TransformFailed(message + failure.message, traceback=failure.traceback))
+            self.fail(TransformFailed(message + failure.message, traceback=failure.traceback), again=True)
         elif self._failed == self.processed == FIRST_ALL:
             self._fail_all()
 
     def _fail_all(self) -> None:
         failure = self._last_failure
         message = f"the first {self._failed} samples all failed; the last: {failure.message}"
-        self.fail(TransformFailed(message, traceback=failure.traceback))
+        self.fail(TransformFailed(message, traceback=failure.traceback), again=True)
 
     def _emit(self, piece: Piece) -> None:
         """Queue what may be sent and hold back the rest."""
         if piece.cut == 0:
             # No payload at all: a reader could take any of it for the end.
             self._tail += bytes(piece.data)
-            self._done(piece)
+            self.outstanding -= piece.size
+            piece.release()
             return
         head, self._tail = self._tail, bytes(piece.data[piece.cut :])
         if head:
             self._push(Chunk(head))
-        self._push(Chunk(b"", piece, piece.cut))
+        self._push(Chunk(piece=piece, stop=piece.cut, held=piece.size))
 
     def _push(self, chunk: Chunk) -> None:
         self.bytes_out += chunk.size
@@ -318,7 +343,7 @@ class RunState:
 
     def _finish(self) -> None:
         if self._index_error is not None:
-            self.fail(self._index_error)
+            self.fail(self._index_error, again=isinstance(self._index_error, TransformFailed))
             return
         if self._failed and self._failed == self.processed:
             self._fail_all()

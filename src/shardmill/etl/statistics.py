@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from shardmill.core.api import TransformStatistics
+from shardmill.core.sources import ResultStatistics
 
 
 @dataclass(slots=True)
@@ -35,3 +36,5 @@ class EngineStatistics:
     """state (`running`, `ended`, `failed`, `abandoned`) → runs; `running` is now, the others since start."""
     workers: dict[str, int]
     """environment → worker processes now."""
+    results: ResultStatistics | None
+    """None: results are not kept."""

@@ -1,7 +1,7 @@
 """A node, assembled: storage, transforms, access."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from shardmill import __version__
@@ -13,6 +13,7 @@ from shardmill.node.objects import Objects
 from shardmill.node.settings import masked_settings
 from shardmill.node.transforms import Transforms
 from shardmill.storage.buckets import BucketDefinition, Buckets
+from shardmill.storage.results import ResultStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +44,26 @@ class Node:
             )
             for settings in config.buckets
         ]
-        async with (
-            Buckets.open(
-                data, definitions, threads=config.storage.threads, durability=config.storage.durability
-            ) as buckets,
-            Engine.open(config.transforms, data, config.environments) as engine,
-        ):
+        async with AsyncExitStack() as parts:
+            buckets = await parts.enter_async_context(
+                Buckets.open(data, definitions, threads=config.storage.threads, durability=config.storage.durability)
+            )
+            results = None
+            if config.results.mode == "on":
+                results = await parts.enter_async_context(
+                    ResultStore.open_directory(
+                        data / "results", capacity=config.results.capacity, scratch_seconds=config.results.scratch
+                    )
+                )
+            engine = await parts.enter_async_context(
+                Engine.open(
+                    config.transforms,
+                    data,
+                    config.environments,
+                    results=results,
+                    spool_window=config.results.spool_window,
+                )
+            )
             objects = Objects(buckets, access)
             yield cls(config, objects, Transforms(engine, objects, access))
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from shardmill.core.api import EnvironmentInfo, Failures, TransformDetails, TransformInfo, TransformRequest
 from shardmill.core.errors import BadRequest
 from shardmill.core.refs import ObjectRef
+from shardmill.core.sources import Source
 from shardmill.core.specs import SPEC_DIGITS, Spec, check_name
 from shardmill.etl.engine import Engine
-from shardmill.etl.run import Run
+from shardmill.etl.runs import Finished, Plan, Reading
 from shardmill.etl.statistics import EngineStatistics
 from shardmill.etl.versions import Version, check_request
 from shardmill.node.access import Access, Principal
@@ -26,24 +27,29 @@ class TransformedHead:
     seed: int | None
     """The spec's seed, or the one drawn for a run."""
     run: str | None
-    bare: bool
+    is_bare: bool
     """The request named no version."""
+    is_stable: bool
+    """The same URL gives the same bytes again, as long as object and environment stay."""
 
 
-class TransformedObject:
-    """A run with its reader: `start`, then iterate."""
+@dataclass(frozen=True, slots=True)
+class TransformedStream:
+    """A run and this reader's place at it."""
 
-    def __init__(self, head: TransformedHead, run: Run) -> None:
-        self.head = head
-        self._run = run
+    head: TransformedHead
+    reading: Reading
 
-    async def start(self) -> None:
-        """Return when the first bytes may be sent; raises what failed before."""
-        await self._run.start()
 
-    def __aiter__(self) -> AsyncIterator[memoryview | bytes]:
-        """Chunks, each valid until the next is asked for; raises when the run fails midway."""
-        return self._run.__aiter__()
+@dataclass(frozen=True, slots=True)
+class TransformedFile:
+    """A finished result: an object like any other."""
+
+    head: TransformedHead
+    source: Source
+
+
+Transformed = TransformedStream | TransformedFile
 
 
 class Transforms:
@@ -97,31 +103,64 @@ class Transforms:
         self._access.check(principal, "read", None)
         return self._engine.failures.find(transform=transform, bucket=bucket, key=key, request=request)
 
-    async def head(self, principal: Principal, ref: ObjectRef, spec: Spec) -> TransformedHead:
-        """Check that version and object exist; starts no run."""
+    @asynccontextmanager
+    async def head(
+        self, principal: Principal, ref: ObjectRef, spec: Spec
+    ) -> AsyncIterator[TransformedHead | TransformedFile]:
+        """What is known without running anything: the finished result, or that version and object exist."""
         version = self._resolve(spec)
-        await self._objects.head(principal, ref)
-        self._engine.environment_of(version)
-        return self._head(version, spec, seed=spec.seed, run=None)
+        meta = await self._objects.head(principal, ref)
+        plan = await self._engine.plan(version, meta, ref, spec)
+        finished = await self._engine.runs.open_finished(plan)
+        head = self._head(plan, spec, run=None)
+        if finished is None:
+            yield head
+            return
+        try:
+            yield TransformedFile(head, finished.source)
+        finally:
+            finished.source.close()
 
     @asynccontextmanager
     async def open(
-        self, principal: Principal, ref: ObjectRef, spec: Spec, *, request_id: str
-    ) -> AsyncIterator[TransformedObject]:
-        """Run a spec over an object for one reader; leaving the context stops it.
+        self, principal: Principal, ref: ObjectRef, spec: Spec, *, request_id: str, wants_finished: bool
+    ) -> AsyncIterator[Transformed]:
+        """A spec over an object for one reader: the finished result, or a run; leaving the context leaves it.
+
+        Args:
+            principal: Who asks.
+            ref: The object.
+            spec: Over it.
+            request_id: Names the reader in records.
+            wants_finished: Wait for the finished result, where there will be one.
 
         Raises:
             TransformNotFound, ObjectNotFound, BucketNotFound: Something named does not exist.
-            Busy: Too many runs.
+            Busy: Too many runs, or the result is not finished in time.
         """
         version = self._resolve(spec)
         source = await self._objects.open(principal, ref)
         try:
-            seed = spec.seed if spec.seed is not None else self._engine.draw_seed()
-            async with self._engine.run(version, source, ref, spec, seed=seed, request_id=request_id) as run:
-                yield TransformedObject(self._head(version, spec, seed=seed, run=f"run-{run.number}"), run)
-        finally:
+            plan = await self._engine.plan(version, source.meta, ref, spec)
+        except BaseException:
             source.close()
+            raise
+        runs = self._engine.runs
+        opened: Reading | Finished
+        if wants_finished and plan.is_shared and runs.can_finish:
+            opened = await runs.wait_finished(plan, source, request_id=request_id)
+        else:
+            opened = await runs.open(plan, source, request_id=request_id)
+        if isinstance(opened, Finished):
+            try:
+                yield TransformedFile(self._head(plan, spec, run=None), opened.source)
+            finally:
+                opened.source.close()
+        else:
+            try:
+                yield TransformedStream(self._head(plan, spec, run=f"run-{opened.number}"), opened)
+            finally:
+                opened.close()
 
     def environments(self) -> Sequence[EnvironmentInfo]:
         return [environment.info() for environment in self._engine.environments]
@@ -154,7 +193,13 @@ class Transforms:
         args = Spec.parse(matching[-1].info.uuid).args if matching else None
         return self._engine.versions.get(name, digest, args)
 
-    def _head(self, version: Version, spec: Spec, *, seed: int | None, run: str | None) -> TransformedHead:
-        args = Spec.parse(version.info.uuid).args
-        resolved = replace(spec, digest=version.info.digest[:SPEC_DIGITS], args=args)
-        return TransformedHead(resolved, seed, run, bare=spec.digest is None)
+    def _head(self, plan: Plan, spec: Spec, *, run: str | None) -> TransformedHead:
+        resolved = replace(spec, digest=plan.version.info.digest[:SPEC_DIGITS], args=plan.spec.args)
+        has_seed = spec.seed is not None or (run is not None and not plan.is_shared)
+        return TransformedHead(
+            resolved,
+            plan.seed if has_seed else None,
+            run,
+            is_bare=spec.digest is None,
+            is_stable=plan.is_shared,
+        )

@@ -40,7 +40,7 @@ class App:
         """No new work is begun; what is going on may finish."""
         sender = Sender(threads, settings.send_timeout)
         objects = ObjectFace(node.objects, sender, settings, node.config.storage.max_object)
-        transformed = TransformedFace(node.transforms, settings.send_timeout)
+        transformed = TransformedFace(node.transforms, sender, threads, settings.send_timeout)
         api = Api(node)
         self._exact: dict[str, dict[str, Handler]] = {
             "/": {"GET": self._index},

@@ -7,11 +7,14 @@ completed. A sendfile call holds its thread until the kernel has taken the bytes
 import asyncio
 import os
 import select
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from aiohttp import web
 
-from shardmill.core.errors import ShardmillError
+from shardmill.core.conditions import Conditions
+from shardmill.core.errors import PreconditionFailed, RangeNotSatisfiable, ShardmillError
+from shardmill.core.ranges import ByteRange, content_range
 from shardmill.core.sources import Source
 from shardmill.server.calls import Call
 from shardmill.server.errors import Cut
@@ -34,6 +37,45 @@ class Sender:
     def __init__(self, threads: ThreadPoolExecutor, send_timeout: float) -> None:
         self._threads = threads
         self._send_timeout = send_timeout
+
+    async def answer(
+        self, call: Call, source: Source, what: str, head: Callable[[int], web.StreamResponse]
+    ) -> web.StreamResponse:
+        """Answer GET or HEAD of an opened object, with Range and conditions (RFC 9110 §13, §14).
+
+        Several ranges give the whole object.
+
+        Args:
+            call: The request.
+            source: Closed by the caller.
+            what: Names the object in errors.
+            head: Makes the answer for a status, with all headers but those of length and range.
+
+        Raises:
+            PreconditionFailed, RangeNotSatisfiable: As the request's headers demand.
+            Cut: The answer failed after its head.
+        """
+        meta = source.meta
+        conditions = Conditions.parse(call.request.headers)
+        wanted = ByteRange.parse(call.request.headers.get("Range")) if call.method == "GET" else None
+        verdict = conditions.judge_read(meta.etag, meta.modified)
+        if verdict == "failed":
+            raise PreconditionFailed(f"{what} does not meet the request's conditions")
+        if verdict == "not_modified":
+            return head(304)
+        start, stop, status = 0, meta.size, 200
+        if wanted is not None and conditions.allows_range(meta.etag, meta.modified):
+            found = wanted.resolve(meta.size)
+            if found is None:
+                raise RangeNotSatisfiable(f"{what} has {meta.size} bytes; {wanted} is outside", size=meta.size)
+            (start, stop), status = found, 206
+        answer = head(status)
+        if status == 206:
+            answer.headers["Content-Range"] = content_range(start, stop, meta.size)
+        answer.content_length = stop - start
+        if call.method == "GET":
+            await self.send(call, answer, source, start, stop)
+        return answer
 
     async def send(self, call: Call, answer: web.StreamResponse, source: Source, start: int, stop: int) -> None:
         """Send head and bytes [start, stop); `answer` has its headers and length.

@@ -11,10 +11,9 @@ from aiohttp.web_protocol import RequestPayloadError
 
 from shardmill.config import ServerSettings, Size
 from shardmill.core.conditions import Conditions, http_date
-from shardmill.core.errors import BadRequest, PreconditionFailed, RangeNotSatisfiable, RequestTimeout, TooLarge
+from shardmill.core.errors import BadRequest, RequestTimeout, TooLarge
 from shardmill.core.meta import ObjectMeta
 from shardmill.core.paths import parse_object_path
-from shardmill.core.ranges import ByteRange, content_range
 from shardmill.core.refs import ObjectRef
 from shardmill.node.objects import Objects
 from shardmill.server.body import Sender
@@ -41,30 +40,9 @@ class ObjectFace:
     async def get(self, call: Call) -> web.StreamResponse:
         """GET and HEAD, with Range and conditions (RFC 9110 §13, §14); several ranges give the whole object."""
         ref = _parse(call)
-        headers = call.request.headers
-        conditions = Conditions.parse(headers)
-        wanted = ByteRange.parse(headers.get("Range")) if call.method == "GET" else None
         source = await self._objects.open(call.principal, ref)
         try:
-            meta = source.meta
-            verdict = conditions.judge_read(meta.etag, meta.modified)
-            if verdict == "failed":
-                raise PreconditionFailed(f"{ref} does not meet the request's conditions")
-            if verdict == "not_modified":
-                return _head_of(ref, meta, 304)
-            start, stop, status = 0, meta.size, 200
-            if wanted is not None and conditions.allows_range(meta.etag, meta.modified):
-                found = wanted.resolve(meta.size)
-                if found is None:
-                    raise RangeNotSatisfiable(f"{ref} has {meta.size} bytes; {wanted} is outside", size=meta.size)
-                (start, stop), status = found, 206
-            answer = _head_of(ref, meta, status)
-            if status == 206:
-                answer.headers["Content-Range"] = content_range(start, stop, meta.size)
-            answer.content_length = stop - start
-            if call.method == "GET":
-                await self._sender.send(call, answer, source, start, stop)
-            return answer
+            return await self._sender.answer(call, source, str(ref), lambda status: _head_of(ref, source.meta, status))
         finally:
             source.close()
 
@@ -138,12 +116,17 @@ def _head_of(ref: ObjectRef, meta: ObjectMeta, status: int) -> web.StreamRespons
     return answer
 
 
-def _describe(answer: web.StreamResponse, meta: ObjectMeta) -> None:
+def describe_bytes(answer: web.StreamResponse, meta: ObjectMeta) -> None:
+    """The headers that name this very version of the bytes."""
     if meta.etag is not None:
         answer.headers["ETag"] = f'"{meta.etag}"'
     answer.headers["Last-Modified"] = http_date(meta.modified)
     if meta.checksum is not None:
         answer.headers[CHECKSUM] = meta.checksum
+
+
+def _describe(answer: web.StreamResponse, meta: ObjectMeta) -> None:
+    describe_bytes(answer, meta)
     for name, value in meta.user.items():
         answer.headers[f"Shardmill-Meta-{name}"] = value
 

@@ -1,74 +1,133 @@
 """`/t/{provider}/{bucket}/[{dirs}/]{spec}~{file}`: transformed objects, streamed while they are made.
 
-A run that fails midway ends the connection without the final chunk; what was sent until then ends inside a payload.
+A run that fails midway ends the connection without the final chunk; what was sent until then ends inside a payload. A
+finished result is answered like any stored object.
 """
 
 import asyncio
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 from aiohttp import web
 
-from shardmill.core.errors import BadRequest, ShardmillError
+from shardmill.core.errors import BadRequest, ServerError, ShardmillError
+from shardmill.core.meta import ObjectMeta
 from shardmill.core.paths import parse_transformed_path, render_transformed
 from shardmill.core.refs import ObjectRef
-from shardmill.node.transforms import TransformedHead, Transforms
+from shardmill.core.sources import InFile
+from shardmill.node.transforms import TransformedFile, TransformedHead, TransformedStream, Transforms
+from shardmill.server.body import Sender
 from shardmill.server.calls import Call
 from shardmill.server.errors import Cut
-from shardmill.server.objects import UNTRUSTED
+from shardmill.server.objects import UNTRUSTED, describe_bytes
 
 SLICE = 1 << 20  # bytes that a reader must take within `send_timeout`
 
 # From 3.12 on transports keep the buffer they are given; its memory is used again once the next chunk is asked for.
 _COPIES = sys.version_info >= (3, 12)
 
+_NEED_THE_WHOLE = ("Range", "If-Match", "If-Range", "If-Unmodified-Since")
+"""Headers that only a finished result can answer to."""
+
 
 class TransformedFace:
-    """Data URLs over `Transforms`."""
+    """Data URLs over `Transforms`.
 
-    def __init__(self, transforms: Transforms, send_timeout: float) -> None:
+    Args:
+        sender: Of finished results.
+        threads: For reading what was spooled.
+        send_timeout: Seconds a reader may take no byte.
+    """
+
+    def __init__(
+        self, transforms: Transforms, sender: Sender, threads: ThreadPoolExecutor, send_timeout: float
+    ) -> None:
         self._transforms = transforms
+        self._sender = sender
+        self._threads = threads
         self._send_timeout = send_timeout
 
     async def get(self, call: Call) -> web.StreamResponse:
-        """GET: a fresh run; Range is ignored, since the length is not known. HEAD starts none."""
+        """GET: the finished result, or a run while it goes on. HEAD starts none."""
         call.query()
         named = parse_transformed_path(call.path)
+        ref = named.ref
         if call.method == "HEAD":
-            head = await self._transforms.head(call.principal, named.ref, named.spec)
-            return _head_of(named.ref, head)
-        if call.request.version < (1, 1):
-            raise BadRequest("a transformed object is sent in chunks, which HTTP/1.0 does not have; use HTTP/1.1")
-        async with self._transforms.open(call.principal, named.ref, named.spec, request_id=call.id) as made:
-            await made.start()
-            answer = _head_of(named.ref, made.head)
-            answer.enable_chunked_encoding()
-            await call.send_head(answer)
-            try:
-                async for chunk in made:
-                    await self._write(call, answer, memoryview(chunk))
-                await answer.write_eof()
-            except (ShardmillError, ConnectionError, TimeoutError) as error:
-                raise Cut(str(error)) from error
+            async with self._transforms.head(call.principal, ref, named.spec) as known:
+                if isinstance(known, TransformedFile):
+                    return await self._answer_file(call, ref, known)
+                return _head_of(ref, known, None)
+        wants_finished = any(name in call.request.headers for name in _NEED_THE_WHOLE)
+        async with self._transforms.open(
+            call.principal, ref, named.spec, request_id=call.id, wants_finished=wants_finished
+        ) as made:
+            if isinstance(made, TransformedFile):
+                return await self._answer_file(call, ref, made)
+            return await self._stream(call, ref, made)
+
+    async def _answer_file(self, call: Call, ref: ObjectRef, made: TransformedFile) -> web.StreamResponse:
+        meta = made.source.meta
+
+        def head(status: int) -> web.StreamResponse:
+            answer = _head_of(ref, made.head, meta)
+            answer.set_status(status)
             return answer
 
-    async def _write(self, call: Call, answer: web.StreamResponse, chunk: memoryview) -> None:
+        return await self._sender.answer(call, made.source, f"{made.head.spec}~{ref}", head)
+
+    async def _stream(self, call: Call, ref: ObjectRef, made: TransformedStream) -> web.StreamResponse:
+        if call.request.version < (1, 1):
+            raise BadRequest("a transformed object is sent in chunks, which HTTP/1.0 does not have; use HTTP/1.1")
+        await made.reading.start()
+        answer = _head_of(ref, made.head, None)
+        answer.enable_chunked_encoding()
+        await call.send_head(answer)
+        try:
+            while (part := await made.reading.next()) is not None:
+                if isinstance(part, InFile):
+                    await self._write(call, answer, memoryview(await self._read(part)), is_ours=True)
+                else:
+                    await self._write(call, answer, memoryview(part.data), is_ours=False)
+            await answer.write_eof()
+        except (ShardmillError, ConnectionError, TimeoutError) as error:
+            raise Cut(str(error)) from error
+        return answer
+
+    async def _read(self, part: InFile) -> bytes:
+        loop = asyncio.get_running_loop()
+        reading = loop.run_in_executor(self._threads, os.pread, part.descriptor, part.stop - part.start, part.start)
+        try:
+            data = await asyncio.shield(reading)
+        except asyncio.CancelledError:
+            # The descriptor must stay until the thread is done with it.
+            await asyncio.wait([reading])
+            raise
+        if len(data) != part.stop - part.start:
+            raise ServerError("what was spooled cannot be read")
+        return data
+
+    async def _write(self, call: Call, answer: web.StreamResponse, chunk: memoryview, *, is_ours: bool) -> None:
         for start in range(0, len(chunk), SLICE):
             piece = chunk[start : start + SLICE]
             async with asyncio.timeout(self._send_timeout):
-                await answer.write(bytes(piece) if _COPIES else piece)
+                await answer.write(bytes(piece) if _COPIES and not is_ours else piece)
             call.sent += len(piece)
 
 
-def _head_of(ref: ObjectRef, head: TransformedHead) -> web.StreamResponse:
+def _head_of(ref: ObjectRef, head: TransformedHead, meta: ObjectMeta | None) -> web.StreamResponse:
+    """Headers; `meta` is that of the finished result, if there is one."""
     answer = web.StreamResponse(headers=UNTRUSTED)
     answer.headers["Content-Type"] = "application/x-tar"
-    answer.headers["Accept-Ranges"] = "none"
+    answer.headers["Accept-Ranges"] = "none" if meta is None else "bytes"
     answer.headers["Shardmill-Transform"] = f"{head.spec.name}@{head.spec.digest}"
+    if meta is not None:
+        describe_bytes(answer, meta)
     if head.run is not None:
         answer.headers["Shardmill-Run"] = head.run
     if head.seed is not None:
         answer.headers["Shardmill-Seed"] = str(head.seed)
-    if head.bare:
+    if head.is_bare:
         answer.headers["Content-Location"] = render_transformed(ref, head.spec)
-    answer.headers["Cache-Control"] = "no-store" if head.spec.seed is None else "no-cache"
+    answer.headers["Cache-Control"] = "no-cache" if head.is_stable else "no-store"
     return answer

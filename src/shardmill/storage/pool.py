@@ -95,6 +95,24 @@ class PoolSource:
                 self._verified[number] = 1
 
 
+class VerifiedBlocks:
+    """Which blocks were found right since boot, shared by all readers of a version."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[str, bytearray] = OrderedDict()
+
+    def of(self, trailer: Trailer) -> bytearray:
+        """One byte a block; 1: found right."""
+        known = self._known.get(trailer.version)
+        if known is None:
+            known = self._known[trailer.version] = bytearray(-(-trailer.size // BLOCK))
+            if len(self._known) > _VERIFIED_OBJECTS:
+                self._known.popitem(last=False)
+        else:
+            self._known.move_to_end(trailer.version)
+        return known
+
+
 class PoolStore:
     """One pool bucket.
 
@@ -122,7 +140,7 @@ class PoolStore:
         self._threads = threads
         self._is_durable = durability == "power"
         self._locks = KeyLocks()
-        self._verified: OrderedDict[str, bytearray] = OrderedDict()
+        self._verified = VerifiedBlocks()
         self._made: set[Path] = set()
         self.is_removed = False
 
@@ -135,7 +153,7 @@ class PoolStore:
 
     async def open(self, key: str) -> PoolSource:
         descriptor, trailer = await self._in_thread(self._open, key)
-        return PoolSource(descriptor, trailer, self._verified_blocks(trailer), self._threads)
+        return PoolSource(descriptor, trailer, self._verified.of(trailer), self._threads)
 
     async def head(self, key: str) -> ObjectMeta:
         return (await self._in_thread(self._look, key)).meta
@@ -271,17 +289,6 @@ class PoolStore:
     def _path(self, key: str) -> Path:
         name = blake2b(key.encode(), digest_size=20).hexdigest()
         return self.directory / name[:2] / name[2:]
-
-    def _verified_blocks(self, trailer: Trailer) -> bytearray:
-        """Which blocks were found right since boot, shared by all readers of this version."""
-        known = self._verified.get(trailer.version)
-        if known is None:
-            known = self._verified[trailer.version] = bytearray(-(-trailer.size // BLOCK))
-            if len(self._verified) > _VERIFIED_OBJECTS:
-                self._verified.popitem(last=False)
-        else:
-            self._verified.move_to_end(trailer.version)
-        return known
 
     async def _in_thread(self, call: Callable[..., Value], *arguments: object) -> Value:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)

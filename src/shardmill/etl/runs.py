@@ -1,0 +1,383 @@
+"""All runs of a node with their readers: work is done once, and what it gave is kept as the policy says.
+
+Readers of one key share one run; later ones get its finished result. A run lives as long as somebody reads it, except
+that one nearly done is finished for whoever comes next. The last reader who leaves frees everything.
+"""
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from shardmill.core.errors import Busy, ShardmillError
+from shardmill.core.refs import ObjectRef
+from shardmill.core.sources import ResultFiles, Slice, Source, Spool
+from shardmill.core.specs import Spec
+from shardmill.etl.environments import Environment
+from shardmill.etl.run import Run
+from shardmill.etl.spool import Follower
+from shardmill.etl.versions import FORMAT, Version
+
+logger = logging.getLogger(__name__)
+
+NEARLY_DONE = 0.8  # of the source samples; a run past it is finished though nobody reads it
+REMEMBERED_SECONDS = 30.0  # a failure that the same input would give again is not computed again meanwhile
+WAIT_SECONDS = 30.0  # for a finished result, where only that will do
+
+_RETRY_SECONDS = 2
+_REMEMBERED = 1000  # failures
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be run: everything that decides the bytes, and who may have them."""
+
+    version: Version
+    environment: Environment
+    environment_id: str
+    ref: ObjectRef
+    spec: Spec
+    """Resolved; without `k`, which decides nothing."""
+    seed: int
+    source_version: str
+    is_shared: bool
+    """The same bytes come again, so one run is enough for all."""
+    is_scratch: bool
+    """Of use for a while only, unless a second reader comes."""
+
+    @property
+    def key(self) -> str:
+        """64 hex digits over what decides the bytes; see `result_key`."""
+        return result_key(self)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What is told of a kept result."""
+        return {
+            "transform": self.version.label,
+            "spec": str(self.spec),
+            "bucket": str(self.ref.bucket),
+            "object": self.ref.key,
+            "version": self.source_version,
+            "environment": self.version.info.environment,
+        }
+
+
+def result_key(plan: Plan) -> str:
+    """The identity of a result: full digest, options, object and its version, environment, format of our own code."""
+    info = plan.version.info
+    spec = replace(plan.spec, name="x", digest=None, k=None)
+    parts = [
+        str(FORMAT),
+        info.digest,
+        str(plan.version.allow_pickle),
+        str(spec),
+        str(plan.ref.bucket),
+        plan.ref.key,
+        plan.source_version,
+        plan.environment_id,
+    ]
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class Running:
+    """One run from its first reader to its last."""
+
+    def __init__(self, plan: Plan, run: Run, source: Source, request_id: str, key: str | None) -> None:
+        self.plan = plan
+        self.run = run
+        self.request_id = request_id
+        self.key = key
+        """None: it is nobody else's."""
+        self.is_scratch = plan.is_scratch
+        self.ended = asyncio.Event()
+        """The result is kept, or there is none; readers may still be reading."""
+        self.source = source
+        self.spool: Spool | None = None
+        self.task: asyncio.Task[None] | None = None
+
+    @property
+    def is_ending(self) -> bool:
+        return self.run.output.is_complete or self.run.output.error is not None
+
+    def dispose(self) -> None:
+        """Give back memory and descriptor, once nobody reads and nothing works."""
+        self.run.output.close()
+        if self.spool is not None:
+            self.spool.close()
+            self.spool = None
+
+
+class Reading:
+    """One reader's lease on a run. Resources: `close` it."""
+
+    def __init__(self, running: Running, follower: Follower, leave: Callable[[Running], None]) -> None:
+        self.number = running.run.number
+        self.seed = running.run.seed
+        self._running = running
+        self._follower = follower
+        self._leave = leave
+        self._is_closed = False
+
+    async def start(self) -> None:
+        """Return when the first bytes may be sent; raises what failed before."""
+        await self._follower.start()
+
+    async def next(self) -> Slice | None:
+        """The next bytes, valid until more are asked for; None at the end. Raises when the run fails midway."""
+        return await self._follower.next()
+
+    async def wait_kept(self) -> None:
+        """Return when the result is kept; raises why it never will be."""
+        await self._follower.wait_complete()
+        await self._running.ended.wait()
+
+    def close(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            self._follower.close()
+            self._leave(self._running)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A finished result, opened; the receiver closes its source."""
+
+    source: Source
+
+
+class Runs:
+    """Runs that go on, by what they give. Use as an async context manager; on exit none is left.
+
+    Args:
+        build: Makes the run of a plan; `request_id` is whom its failures are told to.
+        files: Where results are kept; None: nothing is, and no two readers share a run.
+        max_runs: Beyond, Busy.
+        link: Told that a request is answered by another request's run.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[Plan, Source, str], Run],
+        files: ResultFiles | None,
+        *,
+        max_runs: int,
+        link: Callable[[str, str], None],
+    ) -> None:
+        self._build = build
+        self._files = files
+        self._max_runs = max_runs
+        self._link = link
+        self._shared: dict[str, Running] = {}
+        self._all: set[Running] = set()
+        self._failed: dict[str, tuple[float, ShardmillError, str]] = {}
+        self.outcomes = {"ended": 0, "failed": 0, "abandoned": 0}
+        """Runs since the start."""
+
+    async def __aenter__(self) -> "Runs":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.sleep(0)  # tasks that are cancelled before their first step never clean up
+        tasks = [running.task for running in self._all if running.task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        for running in list(self._all):
+            running.dispose()
+        self._all.clear()
+
+    @property
+    def going_on(self) -> int:
+        return sum(1 for running in self._all if not running.ended.is_set())
+
+    @property
+    def can_finish(self) -> bool:
+        """Whether results are kept at all."""
+        return self._files is not None
+
+    def has_result(self, plan: Plan) -> bool:
+        return self._files is not None and plan.is_shared and self._files.has(plan.key)
+
+    async def open_finished(self, plan: Plan) -> Finished | None:
+        """The finished result if there is one; starts nothing."""
+        if self._files is None or not plan.is_shared:
+            return None
+        source = await self._files.open(plan.key)
+        return Finished(source) if source is not None else None
+
+    async def open(
+        self, plan: Plan, source: Source, *, request_id: str, waits_for_all: bool = False
+    ) -> Reading | Finished:
+        """The finished result, or a place at the run that gives it, which is started if need be.
+
+        Args:
+            plan: What is wanted.
+            source: The opened shard; closed here, or by the run that it is used for.
+            request_id: Names the reader in records.
+            waits_for_all: The reader takes nothing before the end; see `Reading.wait_kept`.
+
+        Raises:
+            Busy: There are `max_runs` already.
+            ShardmillError: The run failed a moment ago and would again.
+        """
+        try:
+            opened = await self._find(plan, request_id, waits_for_all=waits_for_all)
+            if opened is not None:
+                source.close()
+                return opened
+            running = self._start(plan, source, request_id)
+        except BaseException:
+            source.close()
+            raise
+        return self._read(running, waits_for_all=waits_for_all)
+
+    async def wait_finished(self, plan: Plan, source: Source, *, request_id: str) -> Finished:
+        """The finished result, waited for; the run is started if need be.
+
+        Raises:
+            Busy: It is not there in time, or cannot be kept.
+            ShardmillError: The run failed.
+        """
+        opened = await self.open(plan, source, request_id=request_id, waits_for_all=True)
+        if isinstance(opened, Finished):
+            return opened
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                await opened.wait_kept()
+        except TimeoutError:
+            message = "the result is not finished yet; try again, or read it as a whole, without Range"
+            raise Busy(message, retry_after=_RETRY_SECONDS) from None
+        finally:
+            opened.close()
+        finished = await self.open_finished(plan)
+        if finished is None:
+            message = "there is no room to keep the result; read it as a whole, without Range"
+            raise Busy(message, retry_after=int(WAIT_SECONDS))
+        return finished
+
+    async def _find(self, plan: Plan, request_id: str, *, waits_for_all: bool) -> Reading | Finished | None:
+        """What is there already. When it is None, nothing was awaited since that was seen."""
+        files = self._files
+        if files is None or not plan.is_shared:
+            return None
+        key = plan.key
+        while True:
+            self._raise_remembered(key, request_id)
+            running = self._shared.get(key)
+            if running is not None:
+                if not running.run.output.can_be_joined:
+                    return None
+                if running.is_ending:
+                    await running.ended.wait()
+                    continue
+                running.is_scratch = False
+                self._link(request_id, running.request_id)
+                return self._read(running, waits_for_all=waits_for_all)
+            if not files.has(key):
+                return None
+            source = await files.open(key)
+            if source is not None:
+                files.keep(key)
+                return Finished(source)
+
+    def _raise_remembered(self, key: str, request_id: str) -> None:
+        known = self._failed.get(key)
+        if known is None:
+            return
+        until, error, first_request = known
+        if time.monotonic() > until:
+            del self._failed[key]
+            return
+        self._link(request_id, first_request)
+        raise type(error)(error.message, traceback=error.traceback)
+
+    def _read(self, running: Running, *, waits_for_all: bool) -> Reading:
+        follower = running.run.output.follow(waits_for_all=waits_for_all)
+        return Reading(running, follower, self._on_left)
+
+    def _start(self, plan: Plan, source: Source, request_id: str) -> Running:
+        if self.going_on >= self._max_runs:
+            raise Busy(f"{self.going_on} runs are going on (max_runs); try again", retry_after=_RETRY_SECONDS)
+        # Where another run of this key can no longer be joined, this one is for its own reader only.
+        is_shared = plan.is_shared and self._files is not None and plan.key not in self._shared
+        running = Running(
+            plan, self._build(plan, source, request_id), source, request_id, plan.key if is_shared else None
+        )
+        if running.key is not None:
+            self._shared[running.key] = running
+        self._all.add(running)
+        running.task = asyncio.get_running_loop().create_task(self._carry_out(running))
+        return running
+
+    async def _carry_out(self, running: Running) -> None:
+        run, output = running.run, running.run.output
+        is_kept = False
+        outcome = "abandoned"
+        try:
+            running.spool = await self._begin_spool(running)
+            await run.work(running.spool)
+            outcome = "failed" if output.error is not None else "ended"
+            if output.error is not None:
+                self._remember(running, output.error)
+            elif running.spool is not None and output.spooled == output.published:
+                is_kept = await self._keep(running, running.spool)
+        finally:
+            self.outcomes[outcome] += 1
+            if running.key is not None and self._shared.get(running.key) is running:
+                del self._shared[running.key]
+            running.source.close()
+            if running.spool is not None and not is_kept:
+                await running.spool.abandon()
+            running.ended.set()
+            self._end_unread(running)
+
+    async def _begin_spool(self, running: Running) -> Spool | None:
+        if running.key is None or self._files is None:
+            return None
+        try:
+            return await self._files.begin(running.key)
+        except ShardmillError as error:
+            logger.info("the result of run %d is not kept: %s", running.run.number, error)
+            return None
+
+    async def _keep(self, running: Running, spool: Spool) -> bool:
+        try:
+            await spool.publish(running.plan.facts, is_scratch=running.is_scratch)
+        except ShardmillError as error:
+            logger.info("the result of run %d is not kept: %s", running.run.number, error)
+            return False
+        return True
+
+    def _remember(self, running: Running, error: ShardmillError) -> None:
+        if running.key is None or not running.run.state.is_fault_of_input:
+            return
+        now = time.monotonic()
+        for key in [key for key, (until, _, _) in self._failed.items() if until < now]:
+            del self._failed[key]
+        if len(self._failed) < _REMEMBERED:
+            self._failed[running.key] = (now + REMEMBERED_SECONDS, error, running.request_id)
+
+    def _on_left(self, running: Running) -> None:
+        """A reader has gone; with the last one the run goes too, unless it is nearly done and will be kept."""
+        output = running.run.output
+        if output.readers:
+            return
+        if running.ended.is_set():
+            self._end_unread(running)
+        elif running.is_ending:
+            # What is left is to keep the result, or to clean up.
+            return
+        elif output.is_spooling and running.run.fraction_done > NEARLY_DONE:
+            output.run_on()
+        elif running.task is not None:
+            # Not at once: a task that is cancelled before its first step never cleans up.
+            asyncio.get_running_loop().call_soon(running.task.cancel)
+
+    def _end_unread(self, running: Running) -> None:
+        if not running.run.output.readers and running in self._all:
+            self._all.discard(running)
+            running.dispose()

@@ -1,0 +1,361 @@
+"""Finished outputs of runs: files of their own under a quota, the least used leaving first.
+
+A result is a cache entry: nothing is synced, a torn file is swept at the next start, and its blocks are verified like
+those of any stored object. What is open is never evicted.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from shardmill.core.errors import CorruptObject, InsufficientStorage
+from shardmill.core.meta import ObjectMeta
+from shardmill.core.sources import ResultEntry, ResultStatistics
+from shardmill.storage.files import disk_errors
+from shardmill.storage.pool import PoolSource, VerifiedBlocks
+from shardmill.storage.steps import finish
+from shardmill.storage.trailer import Hasher, Trailer, pack, read_trailer
+
+logger = logging.getLogger(__name__)
+Value = TypeVar("Value")
+
+_TEMPORARY = "tmp"
+_SCRATCH = "scratch"  # fact of results that are kept for a while only
+_LABEL = "results"
+_THREADS = 4
+_LOOK_SECONDS = 30.0  # between looks for scratch results that are past their time
+
+
+@dataclass(slots=True)
+class _Entry:
+    trailer: Trailer
+    used: float
+    is_scratch: bool
+    leases: int = 0
+
+    @property
+    def size(self) -> int:
+        return self.trailer.size
+
+
+def choose_victims(entries: Iterable[tuple[str, int, float, bool]], need: int) -> list[str]:
+    """Which results to give up for `need` bytes: scratch first, then the least recently used.
+
+    Args:
+        entries: `(key, size, used, is_scratch)` of those that may go.
+        need: Bytes.
+
+    Returns:
+        Keys whose sizes add up to `need`; [] if all together do not.
+    """
+    chosen: list[str] = []
+    freed = 0
+    for key, size, _, _ in sorted(entries, key=lambda entry: (not entry[3], entry[2])):
+        if freed >= need:
+            break
+        chosen.append(key)
+        freed += size
+    return chosen if freed >= need else []
+
+
+class ResultStore:
+    """Results of one node. Use `ResultStore.open_directory`."""
+
+    def __init__(self, directory: Path, *, capacity: int, scratch_seconds: float, threads: ThreadPoolExecutor) -> None:
+        self._directory = directory
+        self._capacity = capacity
+        self._scratch_seconds = scratch_seconds
+        self._threads = threads
+        self._entries: dict[str, _Entry] = {}
+        self._verified = VerifiedBlocks()
+        self._kept = 0
+        self._spooling = 0
+        self._evicted = 0
+
+    @classmethod
+    @asynccontextmanager
+    async def open_directory(
+        cls, directory: Path, *, capacity: int, scratch_seconds: float
+    ) -> AsyncIterator["ResultStore"]:
+        """Find what an earlier process kept; torn files and spools are removed.
+
+        Args:
+            directory: Made if it is not there.
+            capacity: Bytes of all results and spools together.
+            scratch_seconds: How long a scratch result that nobody opens is kept.
+        """
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="results") as threads:
+            store = cls(directory, capacity=capacity, scratch_seconds=scratch_seconds, threads=threads)
+            await store.in_thread(store._load)
+            expiring = asyncio.create_task(store._expire())
+            try:
+                yield store
+            finally:
+                expiring.cancel()
+                await asyncio.wait([expiring])
+
+    def _load(self) -> None:
+        (self._directory / _TEMPORARY).mkdir(parents=True, exist_ok=True)
+        for path in (self._directory / _TEMPORARY).iterdir():
+            path.unlink(missing_ok=True)
+        for path in self._directory.iterdir():
+            if path.is_file() and not self._load_file(path):
+                path.unlink(missing_ok=True)
+
+    def _load_file(self, path: Path) -> bool:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            trailer = read_trailer(descriptor)
+        except CorruptObject:
+            return False
+        finally:
+            os.close(descriptor)
+        if trailer.key != path.name:
+            return False
+        self._add(_Entry(trailer, path.stat().st_mtime, is_scratch=_SCRATCH in trailer.user))
+        return True
+
+    async def begin(self, key: str) -> "ResultSpool":
+        """See `core.sources.ResultFiles`."""
+        path = self._directory / _TEMPORARY / secrets.token_hex(8)
+        creating = asyncio.ensure_future(self.in_thread(_create, path))
+        try:
+            descriptor = await asyncio.shield(creating)
+        except asyncio.CancelledError:
+            await asyncio.wait([creating])
+            if creating.exception() is None:
+                os.close(creating.result())
+                path.unlink(missing_ok=True)
+            raise
+        return ResultSpool(self, key, path, descriptor)
+
+    async def open(self, key: str) -> "ResultSource | None":
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        entry.leases += 1
+        entry.used = time.time()
+        try:
+            descriptor = await self.in_thread(_open, self._directory / key)
+        except FileNotFoundError:
+            # Somebody tidied up by hand.
+            self._take_out(key)
+            return None
+        except BaseException:
+            entry.leases -= 1
+            raise
+        source = PoolSource(descriptor, entry.trailer, self._verified.of(entry.trailer), self._threads)
+        return ResultSource(source, lambda: self._release(entry), lambda: self._distrust(key, entry))
+
+    def has(self, key: str) -> bool:
+        return key in self._entries
+
+    def keep(self, key: str) -> None:
+        entry = self._entries.get(key)
+        if entry is not None:
+            entry.is_scratch = False
+
+    def list(self) -> Sequence[ResultEntry]:
+        return [
+            ResultEntry(key, entry.size, entry.used, entry.is_scratch, entry.trailer.user)
+            for key, entry in self._entries.items()
+        ]
+
+    async def remove(self, keys: Sequence[str]) -> int:
+        gone = {key: entry for key in keys if (entry := self._take_out(key)) is not None}
+        if gone:
+            await self.in_thread(_unlink_all, [self._directory / key for key in gone])
+        return sum(entry.size for entry in gone.values())
+
+    async def _expire(self) -> None:
+        """Remove scratch results that nobody has opened for a while."""
+        while True:
+            await asyncio.sleep(min(self._scratch_seconds / 4, _LOOK_SECONDS))
+            limit = time.time() - self._scratch_seconds
+            old = [
+                key
+                for key, entry in self._entries.items()
+                if entry.is_scratch and not entry.leases and entry.used < limit
+            ]
+            await self.remove(old)
+
+    def statistics(self) -> ResultStatistics:
+        return ResultStatistics(len(self._entries), self._kept + self._spooling, self._capacity, self._evicted)
+
+    async def make_room(self, size: int) -> None:
+        """Take `size` bytes of the quota for a spool, evicting results for it.
+
+        Raises:
+            InsufficientStorage: What is left is in use.
+        """
+        need = self._kept + self._spooling + size - self._capacity
+        self._spooling += size
+        if need <= 0:
+            return
+        victims = choose_victims(
+            [
+                (key, entry.size, entry.used, entry.is_scratch)
+                for key, entry in self._entries.items()
+                if not entry.leases
+            ],
+            need,
+        )
+        if not victims:
+            self._spooling -= size
+            raise InsufficientStorage("the results' quota is full of what is in use")
+        self._evicted += len(victims)
+        await finish(self.remove(victims))
+
+    def give_back(self, size: int) -> None:
+        """A spool needs so much of the quota no more."""
+        self._spooling -= size
+
+    async def adopt(self, spool: "ResultSpool", trailer: Trailer, *, is_scratch: bool) -> None:
+        """A spool has become a result."""
+        await self.in_thread(os.rename, spool.path, self._directory / trailer.key)
+        self._spooling -= spool.size
+        self._take_out(trailer.key)
+        self._add(_Entry(trailer, time.time(), is_scratch))
+
+    def _add(self, entry: _Entry) -> None:
+        self._entries[entry.trailer.key] = entry
+        self._kept += entry.size
+
+    def _take_out(self, key: str) -> _Entry | None:
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self._kept -= entry.size
+        return entry
+
+    def _release(self, entry: _Entry) -> None:
+        entry.leases -= 1
+        entry.used = time.time()
+
+    def _distrust(self, key: str, entry: _Entry) -> None:
+        """A block of it failed its checksum: it must not be served again."""
+        if self._entries.get(key) is entry:
+            self._take_out(key)
+            logger.warning("result %s is corrupt and is removed", key[:12])
+            with contextlib.suppress(OSError):
+                os.unlink(self._directory / key)
+
+    async def in_thread(self, call: Callable[..., Value], *arguments: object) -> Value:
+        """A blocking disk call; its errors are those of a node."""
+        with disk_errors(_LABEL):
+            return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
+
+
+class ResultSource:
+    """An opened result: the source of a stored object, with a lease against eviction."""
+
+    def __init__(self, source: PoolSource, release: Callable[[], None], distrust: Callable[[], None]) -> None:
+        self.meta = source.meta
+        self.descriptor = source.descriptor
+        self._source = source
+        self._release: Callable[[], None] | None = release
+        self._distrust = distrust
+
+    async def ensure(self, start: int, stop: int) -> None:
+        try:
+            await self._source.ensure(start, stop)
+        except CorruptObject:
+            self._distrust()
+            raise
+
+    async def check_unchanged(self) -> None:
+        await self._source.check_unchanged()
+
+    def close(self) -> None:
+        release, self._release = self._release, None
+        if release is not None:
+            self._source.close()
+            release()
+
+
+@dataclass(slots=True)
+class ResultSpool:
+    """See `core.sources.Spool`."""
+
+    store: ResultStore
+    key: str
+    path: Path
+    descriptor: int
+    size: int = 0
+    """Bytes taken of the quota."""
+    _hasher: Hasher = field(default_factory=Hasher)
+    _is_there: bool = True
+
+    async def append(self, pieces: Sequence[memoryview | bytes]) -> None:
+        size = sum(map(len, pieces))
+        await self.store.make_room(size)
+        self.size += size
+        await finish(self.store.in_thread(self._write, pieces))
+
+    async def publish(self, facts: Mapping[str, str], *, is_scratch: bool) -> ObjectMeta:
+        user = {**facts, _SCRATCH: "1"} if is_scratch else dict(facts)
+        hasher = self._hasher
+        trailer = Trailer(
+            _LABEL,
+            self.key,
+            hasher.size,
+            hasher.checksum,
+            hasher.blocks(),
+            f"{time.time_ns():x}{secrets.token_hex(3)}",
+            time.time(),
+            user,
+        )
+
+        async def commit() -> None:
+            await self.store.in_thread(_write_all, self.descriptor, pack(trailer), hasher.size)
+            await self.store.adopt(self, trailer, is_scratch=is_scratch)
+            self._is_there = False
+
+        await finish(commit())
+        return trailer.meta
+
+    async def abandon(self) -> None:
+        if self._is_there:
+            self._is_there = False
+            self.store.give_back(self.size)
+            await finish(self.store.in_thread(_unlink_all, [self.path]))
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+    def _write(self, pieces: Sequence[memoryview | bytes]) -> None:
+        offset = self._hasher.size
+        for piece in pieces:
+            _write_all(self.descriptor, piece, offset)
+            offset += len(piece)
+        # Only what is written whole counts, so that a full disk leaves a consistent prefix.
+        for piece in pieces:
+            self._hasher.update(piece)
+
+
+def _create(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _write_all(descriptor: int, data: memoryview | bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _unlink_all(paths: Sequence[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
