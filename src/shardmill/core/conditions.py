@@ -56,7 +56,8 @@ class Conditions:
             return "failed"
         if self.if_none_match is not None and exists and _matches(self.if_none_match, etag):
             return "failed"
-        unmodified = self.if_unmodified_since
+        # A date beside an ETag is ignored (RFC 9110 §13.1.4).
+        unmodified = self.if_unmodified_since if self.if_match is None else None
         if unmodified is not None and modified is not None and int(modified) > unmodified.timestamp():
             return "failed"
         return "proceed"
@@ -85,7 +86,8 @@ def _etags(header: str | None, *, strong: bool) -> tuple[str, ...] | None:
         return None
     if header.strip() == "*":
         return ("*",)
-    return tuple(match[2] for match in _ETAG.finditer(header) if not (strong and match[1]))
+    # A quoted star is the name of a version that no object has, not the star that stands for any.
+    return tuple(match[2] for match in _ETAG.finditer(header) if match[2] != "*" and not (strong and match[1]))
 
 
 def _date(header: str | None) -> datetime | None:
