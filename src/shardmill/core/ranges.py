@@ -4,7 +4,8 @@ import re
 from dataclasses import dataclass
 
 _RANGE = re.compile(r"bytes=\s*([0-9]*)-([0-9]*)\s*", re.ASCII)
-_DIGITS = 30  # more than any size has; longer numbers are cut off from int()
+_DIGITS = 30  # more than any size has; int() refuses numbers of thousands of digits
+_LARGE: int = 10**_DIGITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +21,12 @@ class ByteRange:
         match = _RANGE.fullmatch(header) if header else None
         if match is None:
             return None
-        first, last = match.groups()
-        if len(first) > _DIGITS or len(last) > _DIGITS:
-            return cls(2**63, None) if first else cls(None, 2**63)
-        if first:
-            if last and int(last) < int(first):
-                return None
-            return cls(int(first), int(last) + 1 if last else None)
-        return cls(None, int(last)) if last else None
+        first, last = (_number(digits) for digits in match.groups())
+        if first is None:
+            return cls(None, last) if last is not None else None
+        if last is not None and last < first:
+            return None
+        return cls(first, None if last is None else last + 1)
 
     def resolve(self, size: int) -> tuple[int, int] | None:
         """`start, stop` within an object of `size` bytes, or None if it cannot be satisfied (416)."""
@@ -47,3 +46,11 @@ class ByteRange:
 def content_range(start: int, stop: int, size: int) -> str:
     """The Content-Range of a 206."""
     return f"bytes {start}-{stop - 1}/{size}"
+
+
+def _number(digits: str) -> int | None:
+    """The number, or one that is larger than any size; None for no digits."""
+    significant = digits.lstrip("0")
+    if len(significant) > _DIGITS:
+        return _LARGE + len(significant)
+    return int(digits[-_DIGITS:]) if digits else None
