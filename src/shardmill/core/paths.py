@@ -91,6 +91,9 @@ def parse_transformed_path(raw_path: str) -> TransformedRef:
         raise BadRequest(f"transform {spec_text!r} is not spelled canonically; write {decoded!r}")
     ref = ObjectRef.of(bucket, unquote_path(dirs + slash + file))
     spec = Spec.parse(spec_text)
+    if "%2f" in file.lower():
+        # The last segment is the name that a client keeps the object under.
+        raise BadRequest(f"the file {file!r} of a /t path has an encoded '/'; write {render_transformed(ref, spec)}")
     if spec.k is not None and folder_key(ref, len(spec.k)) != spec.k:
         raise BadRequest(f"k={spec.k} does not belong to {ref}; it is {folder_key(ref, len(spec.k))}")
     return TransformedRef(ref, spec)

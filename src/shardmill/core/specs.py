@@ -14,11 +14,12 @@ OPTIONS = ("seed", "epoch", "errors", "start", "count", "args", "k")
 MAX_INTEGER = 2**63 - 1
 SPEC_DIGITS = 12  # hex digits of the digest that URLs carry; the server keys by all 64
 
-_DIGEST = re.compile(r"[0-9a-f]{12,64}")
-_INTEGER = re.compile(r"0|[1-9][0-9]{0,18}")
+# Wider than the canonical spelling, so that a refusal can name it.
+_DIGEST = re.compile(r"[0-9a-fA-F]{12,64}")
+_INTEGER = re.compile(r"0{0,99}[0-9]{1,19}")
 _RATIO = re.compile(r"(0\.[0-9]{1,9}|1(\.0{1,9})?)")
-_ARGS = re.compile(r"[0-9a-f]{12}")
-_K = re.compile(r"[0-9a-f]{4,8}")
+_ARGS = re.compile(r"[0-9a-fA-F]{12}")
+_K = re.compile(r"[0-9a-fA-F]{4,8}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ class Spec:
         check_name(name)
         if at and not _DIGEST.fullmatch(digest):
             raise BadRequest(f"transform {head!r}: the version after '@' is 12 to 64 hex digits")
-        spec = cls(name, digest if at else None)
+        spec = cls(name, digest.lower() if at else None)
         seen: set[str] = set()
         for pair in pairs:
             option, equals, value = pair.partition("=")
@@ -162,8 +163,8 @@ def _integer(name: str, value: str, low: int = 0) -> int:
 
 def _matched(pattern: re.Pattern[str], name: str, value: str) -> str:
     if not pattern.fullmatch(value):
-        raise BadRequest(f"{name}={value!r} is not of the form {pattern.pattern}")
-    return value
+        raise BadRequest(f"{name}={value!r} is not of the form {pattern.pattern.replace('A-F', '')}")
+    return value.lower()
 
 
 _OPTION_PARSERS = {
