@@ -6,6 +6,7 @@
 
 import re
 from collections.abc import Iterable, Iterator
+from math import prod
 
 import braceexpand
 
@@ -13,9 +14,12 @@ from shardmill.core.errors import BadRequest
 
 MAX_NAMES = 1_000_000  # one expansion; a typo such as {0..999999999} must not fill the memory
 
-_AT = re.compile(r"@(\d+)")
-_PERCENT = re.compile(r"%(?:0(\d{1,2}))?d")
-_BRACE_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?\}")
+_MAX_DEPTH = 32  # of braces in braces
+_MAX_DIGITS = 200  # of a range; a longer one is no range of names
+
+_AT = re.compile(r"@([0-9]+)")
+_PERCENT = re.compile(r"%(?:0([0-9]{1,2}))?d")
+_NUMBERS = re.compile(r"(-?[0-9]+)\.\.(-?[0-9]+)(?:\.\.-?([0-9]+))?")
 
 
 def needs_listing(template: str) -> bool:
@@ -33,8 +37,10 @@ def match_listing(template: str, keys: Iterable[str]) -> Iterator[str]:
     """The keys that a `%06d` template describes, in the order given."""
     pattern, position = "", 0
     for match in _PERCENT.finditer(template):
-        width = match[1]
-        pattern += re.escape(template[position : match.start()]) + (rf"\d{{{width},}}" if width else r"(?:0|[1-9]\d*)")
+        width = int(match[1] or 1)
+        # More digits than the width only without zeros before them.
+        counter = f"(?:[0-9]{{{width}}}|[1-9][0-9]{{{width},}})"
+        pattern += re.escape(template[position : match.start()]) + counter
         position = match.end()
     compiled = re.compile(pattern + re.escape(template[position:]))
     return (key for key in keys if compiled.fullmatch(key))
@@ -49,12 +55,54 @@ def expand(template: str) -> list[str]:
     if needs_listing(template):
         raise BadRequest(f"template {template!r} has a printf counter and needs the bucket's listing")
     text = _AT.sub(lambda match: "{0.." + match[1] + "}", template)
-    bound = 1
-    for first, last, step in _BRACE_RANGE.findall(text):
-        bound *= abs(int(last) - int(first)) // max(1, abs(int(step or 1))) + 1
-        if bound > MAX_NAMES:
-            raise BadRequest(f"template {template!r} stands for more than {MAX_NAMES} names")
-    try:
-        return list(braceexpand.braceexpand(text, escape=False))
-    except ValueError as error:
-        raise BadRequest(f"template {template!r} has unbalanced braces") from error
+    # Counted first: an expansion that is given up half-way has filled the memory already.
+    if _count(text, template, 0) > MAX_NAMES:
+        raise BadRequest(f"template {template!r} stands for more than {MAX_NAMES} names")
+    # An alternative that leaves nothing is no name, as an empty word is none to bash.
+    return [name for name in braceexpand.braceexpand(text, escape=False) if name]
+
+
+def _count(text: str, template: str, depth: int) -> int:
+    """How many names a part of a template stands for."""
+    if depth > _MAX_DEPTH:
+        raise BadRequest(f"template {template!r} has braces nested more than {_MAX_DEPTH} deep")
+    return prod(_count_group(group, template, depth) for group in _groups(text, template))
+
+
+def _count_group(group: str, template: str, depth: int) -> int:
+    numbers = _NUMBERS.fullmatch(group)
+    if numbers is not None and len(group) > _MAX_DIGITS:
+        return MAX_NAMES + 1
+    if numbers is not None:
+        first, last, step = (int(number or 1) for number in numbers.groups())
+        return abs(last - first) // (step or 1) + 1
+    alternatives = _alternatives(group)
+    return sum(_count(alternative, template, depth + 1) for alternative in alternatives)
+
+
+def _groups(text: str, template: str) -> Iterator[str]:
+    """What stands in the outermost braces."""
+    depth = start = 0
+    for position, character in enumerate(text):
+        if character == "{":
+            depth += 1
+            start = position + 1 if depth == 1 else start
+        elif character == "}":
+            depth -= 1
+            if depth == 0:
+                yield text[start:position]
+            elif depth < 0:
+                break
+    if depth:
+        raise BadRequest(f"template {template!r} has unbalanced braces")
+
+
+def _alternatives(group: str) -> Iterator[str]:
+    """What commas part that stand in no inner braces."""
+    depth = start = 0
+    for position, character in enumerate(group):
+        depth += (character == "{") - (character == "}")
+        if character == "," and depth == 0:
+            yield group[start:position]
+            start = position + 1
+    yield group[start:]
