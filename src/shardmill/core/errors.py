@@ -210,5 +210,13 @@ def error_from_wire(
     types = error_types()
     found = types.get(code)
     if found is None:
-        found = next((error for error in types.values() if error.status == status), ServerError)
+        heads = (error for error in types.values() if error.status == status and _parent(error).status != status)
+        found = next(heads, ServerError)
     return found(message, traceback=traceback, request_id=request_id, retry_after=retry_after)
+
+
+def _parent(error: type[ShardmillError]) -> type[ShardmillError]:
+    """The class above it in the tree."""
+    parent = error.__bases__[0]
+    assert issubclass(parent, ShardmillError)
+    return parent
