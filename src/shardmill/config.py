@@ -43,8 +43,13 @@ class Seconds(float):
     """A duration; written as a number of seconds or with a unit, e.g. `500ms`, `5m`."""
 
 
-def _setting(default: Any, doc: str) -> Any:
-    return field(default=default, metadata={"doc": doc})
+def _setting(default: Any, doc: str, *, least: int = 0) -> Any:
+    return field(default=default, metadata={"doc": doc, "least": least})
+
+
+def _absolute(path: str | Path) -> Path:
+    """With `~` as the user's home; that of a user who has none stays as it is, and does not exist."""
+    return Path(os.path.expanduser(path)).absolute()
 
 
 def _default_data() -> Path:
@@ -88,7 +93,7 @@ class ServerSettings:
     idle_timeout: Seconds = _setting(Seconds(75), "Seconds that an idle connection is kept.")
     body_timeout: Seconds = _setting(Seconds(60), "Seconds without a byte of an upload before 408.")
     send_timeout: Seconds = _setting(Seconds(300), "Seconds a reader may take no byte before its answer is cut.")
-    max_connections: int = _setting(4096, "Open connections; further ones are closed.")
+    max_connections: int = _setting(4096, "Open connections; further ones are closed.", least=1)
     log_level: str = _setting("info", "debug, info, warning or error.")
 
     @property
@@ -103,7 +108,7 @@ class StorageSettings:
     """`[storage]`: the node's own disk."""
 
     max_object: Size = _setting(Size(1 << 40), "Largest object accepted, bytes.")
-    threads: int = _setting(16, "Threads for disk calls.")
+    threads: int = _setting(16, "Threads for disk calls.", least=1)
     durability: Literal["power", "kill"] = _setting(
         "power", "What a stored object survives: a power cut, or a kill only."
     )
@@ -126,7 +131,7 @@ class TransformSettings:
     max_sample: Size = _setting(Size(1 << 30), "Largest output of one sample, bytes.")
     max_fan_out: int = _setting(100_000, "Most samples that one sample may become.")
     max_print: Size = _setting(Size(16 * MIB), "Most bytes a function may print per batch of samples.")
-    max_runs: int = _setting(256, "Runs at once; beyond, 503.")
+    max_runs: int = _setting(256, "Runs at once; beyond, 503.", least=1)
     idle_workers: Seconds = _setting(Seconds(60), "Seconds that an idle worker process is kept.")
     max_code: Size = _setting(Size(64 * MIB), "Largest function that can be registered, bytes.")
 
@@ -160,7 +165,7 @@ class BucketSettings:
     def directory(self) -> Path | None:
         """The directory behind it, if it is one."""
         kind, _, path = self.backing.partition(":")
-        return Path(path).expanduser().absolute() if kind in ("dir", "dir-rw") else None
+        return _absolute(path) if kind in ("dir", "dir-rw") else None
 
     @property
     def writable(self) -> bool:
@@ -238,7 +243,7 @@ def load_config(
         _merge(sections[name], SECTIONS[name], table, "--", problems)
 
     bucket_tables += [_parse_bucket(text) for text in buckets]
-    environment_tables += [_parse_environment(text, problems) for text in environments]
+    environment_tables += [found for text in environments if (found := _parse_environment(text, problems))]
     config = Config(
         server=ServerSettings(**sections["server"]),
         storage=StorageSettings(**sections["storage"]),
@@ -269,8 +274,10 @@ def parse_value(kind: Any, value: Any) -> Any:
     if origin in (types.UnionType, typing.Union):
         return parse_value(next(arg for arg in typing.get_args(kind) if arg is not type(None)), value)
     if origin is tuple:
-        items = value.split(",") if isinstance(value, str) else list(value)
-        return tuple(str(item).strip() for item in items if str(item).strip())
+        items = value.split(",") if isinstance(value, str) else value
+        if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
+            raise ValueError("is not a list of names")
+        return tuple(item.strip() for item in items if item.strip())
     return _PARSERS[kind](value)
 
 
@@ -304,13 +311,25 @@ def _parse_int(value: Any) -> int:
     return int(value)
 
 
+def _parse_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("is not text")
+    return value
+
+
+def _parse_path(value: Any) -> Path:
+    if not isinstance(value, str | Path) or "\0" in str(value):
+        raise ValueError("is not a path")
+    return _absolute(value)
+
+
 _PARSERS: dict[Any, Any] = {
     Size: _parse_size,
     Seconds: _parse_seconds,
     bool: _parse_bool,
     int: _parse_int,
-    str: str,
-    Path: lambda value: Path(str(value)).expanduser().absolute(),
+    str: _parse_text,
+    Path: _parse_path,
 }
 
 
@@ -349,7 +368,7 @@ def _merge(
 
 
 def _tables(tables: Any, settings: type, where: str, problems: list[str]) -> list[Any]:
-    if not isinstance(tables, list):
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         problems.append(f"{where}: write it as [[{where.rpartition(' ')[2]}]]")
         return []
     parsed = []
@@ -365,12 +384,12 @@ def _parse_bucket(text: str) -> BucketSettings:
     return BucketSettings(uri, backing)
 
 
-def _parse_environment(text: str, problems: list[str]) -> EnvironmentSettings:
+def _parse_environment(text: str, problems: list[str]) -> EnvironmentSettings | None:
     name, equals, python = text.partition("=")
     if not equals or not python:
         problems.append(f"--env {text!r}: write NAME=/path/to/python")
-        return EnvironmentSettings(name or "invalid", Path("/"))
-    return EnvironmentSettings(name, Path(python).expanduser().absolute())
+        return None
+    return EnvironmentSettings(name, _absolute(python))
 
 
 def _checked_buckets(tables: Sequence[BucketSettings], problems: list[str]) -> tuple[BucketSettings, ...]:
@@ -388,6 +407,8 @@ def _checked_buckets(tables: Sequence[BucketSettings], problems: list[str]) -> t
             problems.append(
                 f"bucket {bucket}: remote stores are not served yet; give it a directory: {bucket}=dir:PATH"
             )
+        elif backing in ("dir:", "dir-rw:"):
+            problems.append(f"bucket {bucket}: {backing!r} names no directory; write {backing}PATH")
         elif settings.directory is not None:
             if not settings.directory.is_dir():
                 problems.append(f"bucket {bucket}: {settings.directory} is not a directory")
@@ -411,6 +432,13 @@ def _checked_environments(
 
 
 def _check(config: Config, problems: list[str]) -> None:
+    for name, settings in SECTIONS.items():
+        section = getattr(config, name)
+        problems += [
+            f"{name}.{item.name} {getattr(section, item.name)}: at least {item.metadata['least']} is needed"
+            for item in fields(settings)
+            if item.metadata["least"] and getattr(section, item.name) < item.metadata["least"]
+        ]
     server = config.server
     try:
         host, port = server.address

@@ -1,0 +1,30 @@
+"""The effective configuration as `/api/config` shows it."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from shardmill.config import SECTIONS, load_config
+from shardmill.node.settings import masked_settings
+
+
+def test_the_shown_settings_are_all_of_them_in_plain_json(tmp_path: Path) -> None:
+    config = load_config(
+        environ={},
+        flags={"server": {"hosts": "a.example", "data": str(tmp_path)}},
+        buckets=[f"gs://imgs=dir:{tmp_path}"],
+        environments=[f"torch={sys.executable}"],
+    )
+    shown: dict[str, Any] = masked_settings(config)
+    assert json.loads(json.dumps(shown)) == shown
+    for section, settings in SECTIONS.items():
+        assert list(shown[section]) == [item.name for item in dataclasses.fields(settings)]
+    assert shown["server"]["hosts"] == ["a.example"]
+    assert shown["server"]["data"] == str(tmp_path)
+    assert shown["server"]["tls_key"] is None
+    assert shown["storage"]["max_object"] == 1 << 40
+    assert shown["server"]["drain"] == 30.0
+    assert shown["buckets"] == [{"uri": "gs://imgs", "backing": f"dir:{tmp_path}"}]
+    assert shown["environments"] == [{"name": "torch", "python": sys.executable}]
