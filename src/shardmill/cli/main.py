@@ -95,6 +95,11 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
     except BrokenPipeError:
         return _end_as_sigpipe()
+    except SystemExit as end:
+        # typer answers a closed pipe by itself, with status 1.
+        if isinstance(end.__context__, BrokenPipeError):
+            return _end_as_sigpipe()
+        raise
     except KeyboardInterrupt:
         return 130
     except (BadRequest, ConfigError) as error:
