@@ -1,5 +1,6 @@
 """A real node for tests of the client and of its command."""
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,16 @@ def node(shards: Path) -> Iterator[RunningNode]:
     buckets = ("--bucket", f"gs://sharded-imagenet=dir:{shards}", "--bucket", "ais://pool")
     with running_node(*buckets, "--workers", "2") as running:
         yield running
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fonts_are_open() -> None:
+    """Matplotlib keeps the font files that it has once used."""
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    figure.suptitle("x")
+    figure.savefig(io.BytesIO())
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
 """The node that these tests speak to."""
 
-from tests.serving import client, node
+from tests.serving import client, fonts_are_open, node
 
-__all__ = ["client", "node"]
+__all__ = ["client", "fonts_are_open", "node"]

@@ -22,16 +22,6 @@ from shardmill.notebook import (
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def fonts_are_open() -> None:
-    """Matplotlib keeps the font files that it has once used."""
-    from matplotlib.figure import Figure
-
-    figure = Figure()
-    figure.suptitle("x")
-    figure.savefig(io.BytesIO())
-
-
 @pytest.fixture
 def pixels() -> Array:
     return np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
