@@ -8,7 +8,7 @@ import random
 import signal
 import tarfile
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,17 @@ def shard(tmp_path: Path) -> Path:
     return write_shard(tmp_path / "shard.tar", samples)
 
 
+NEIGHBOURS: set[int] = set()
+"""Children that were there before the test: a node that other suites go on using."""
+
+
+@pytest.fixture(autouse=True)
+def neighbours() -> Iterator[None]:
+    NEIGHBOURS.update(children())
+    yield
+    NEIGHBOURS.clear()
+
+
 def children() -> set[int]:
     """Pids of this process's children and theirs."""
     found: set[int] = set()
@@ -59,7 +70,7 @@ def children() -> set[int]:
         pid = pending.pop()
         for task in Path(f"/proc/{pid}/task").glob("*/children"):
             with contextlib.suppress(OSError):
-                below = {int(child) for child in task.read_text().split()}
+                below = {int(child) for child in task.read_text().split()} - NEIGHBOURS
                 pending += below - found
                 found |= below
     return found
