@@ -63,7 +63,7 @@ def serve(
 
     Every flag has a twin in --config, and in the environment as SHARDMILL_SECTION_NAME.
     """
-    _check_server_is_installed()
+    check_server_is_installed()
     buckets = list(bucket or [])
     if directory is not None:
         buckets.append(f"ais://{_bucket_name(directory)}=dir:{directory}")
@@ -97,7 +97,8 @@ def serve(
     raise typer.Exit(run_server(settings))
 
 
-def _check_server_is_installed() -> None:
+def check_server_is_installed() -> None:
+    """Exit with status 2 and the way out where only the client is installed."""
     missing = [name for name in SERVER_PARTS if importlib.util.find_spec(name) is None]
     if missing:
         say("pip install 'shardmill[server]'")

@@ -111,7 +111,7 @@ def run_trial(location: Location, info: TransformInfo, *, samples: int, seed: in
         first_byte = time.monotonic() - began
         after = list(read_stream(reader))
     seconds = time.monotonic() - began
-    costs = _difference(transforms.statistics(info.uuid), earlier)
+    costs = difference(transforms.statistics(info.uuid), earlier)
     return Trial(spec, before, after, first_byte, seconds, costs)
 
 
@@ -180,7 +180,7 @@ def _cpu_seconds(costs: TransformStatistics) -> float:
     return costs.seconds_read + costs.seconds_decode + costs.seconds_user + costs.seconds_encode
 
 
-def _difference(later: TransformStatistics, earlier: TransformStatistics) -> TransformStatistics:
+def difference(later: TransformStatistics, earlier: TransformStatistics) -> TransformStatistics:
     return TransformStatistics(
         **{name: getattr(later, name) - getattr(earlier, name) for name in TransformStatistics.__struct_fields__}
     )
