@@ -35,7 +35,7 @@ from shardmill.storage.files import disk_errors, reserve, sync_directory, write_
 from shardmill.storage.locks import KeyLocks
 from shardmill.storage.paging import list_page
 from shardmill.storage.pool import Stored
-from shardmill.storage.steps import finish
+from shardmill.storage.steps import finish, opened
 from shardmill.storage.trailer import BLOCK, Hasher
 from shardmill.storage.uploads import receive
 
@@ -115,7 +115,8 @@ class DirectoryStore:
         self._listings: OrderedDict[bytes, tuple[tuple[int, int], list[bytes]]] = OrderedDict()
 
     async def open(self, key: str) -> DirectorySource:
-        return await self._in_thread(self._open, key)
+        opening = asyncio.get_running_loop().run_in_executor(self._threads, self._open, key)
+        return await opened(opening, DirectorySource.close)
 
     async def head(self, key: str) -> ObjectMeta:
         return await self._in_thread(self._head, key)

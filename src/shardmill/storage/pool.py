@@ -31,7 +31,7 @@ from shardmill.storage.files import disk_errors, reserve, sync_directory, write_
 from shardmill.storage.index import Index
 from shardmill.storage.journal import Journal
 from shardmill.storage.locks import KeyLocks
-from shardmill.storage.steps import finish
+from shardmill.storage.steps import finish, opened
 from shardmill.storage.trailer import BLOCK, Hasher, Trailer, pack, read_trailer
 from shardmill.storage.uploads import receive
 
@@ -59,7 +59,6 @@ class PoolSource:
         self._trailer = trailer
         self._verified = verified
         self._threads = threads
-        self._reading: asyncio.Future[None] | None = None
         self._is_closed = False
 
     async def ensure(self, start: int, stop: int) -> None:
@@ -68,12 +67,7 @@ class PoolSource:
         missing = [number for number in range(first, last) if not self._verified[number]]
         if missing:
             loop = asyncio.get_running_loop()
-            work = self._reading = loop.run_in_executor(self._threads, self._verify, missing)
-            try:
-                await asyncio.shield(work)
-            except asyncio.CancelledError:
-                await asyncio.wait([work])
-                raise
+            await finish(loop.run_in_executor(self._threads, self._verify, missing))
 
     async def check_unchanged(self) -> None:
         """A file of the pool is never written again, only replaced."""
@@ -152,7 +146,8 @@ class PoolStore:
             path.unlink()
 
     async def open(self, key: str) -> PoolSource:
-        descriptor, trailer = await self._in_thread(self._open, key)
+        opening = asyncio.get_running_loop().run_in_executor(self._threads, self._open, key)
+        descriptor, trailer = await opened(opening, lambda found: os.close(found[0]))
         return PoolSource(descriptor, trailer, self._verified.of(trailer), self._threads)
 
     async def head(self, key: str) -> ObjectMeta:

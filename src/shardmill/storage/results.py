@@ -22,7 +22,7 @@ from shardmill.core.meta import ObjectMeta
 from shardmill.core.sources import ResultEntry, ResultStatistics
 from shardmill.storage.files import disk_errors
 from shardmill.storage.pool import PoolSource, VerifiedBlocks
-from shardmill.storage.steps import finish
+from shardmill.storage.steps import finish, opened
 from shardmill.storage.trailer import Hasher, Trailer, pack, read_trailer
 
 logger = logging.getLogger(__name__)
@@ -128,14 +128,12 @@ class ResultStore:
         """See `core.sources.ResultFiles`."""
         path = self._directory / _TEMPORARY / secrets.token_hex(8)
         creating = asyncio.ensure_future(self.in_thread(_create, path))
-        try:
-            descriptor = await asyncio.shield(creating)
-        except asyncio.CancelledError:
-            await asyncio.wait([creating])
-            if creating.exception() is None:
-                os.close(creating.result())
-                path.unlink(missing_ok=True)
-            raise
+
+        def discard(descriptor: int) -> None:
+            os.close(descriptor)
+            path.unlink(missing_ok=True)
+
+        descriptor = await opened(creating, discard)
         return ResultSpool(self, key, path, descriptor)
 
     async def open(self, key: str) -> "ResultSource | None":
@@ -145,7 +143,8 @@ class ResultStore:
         entry.leases += 1
         entry.used = time.time()
         try:
-            descriptor = await self.in_thread(_open, self._directory / key)
+            opening = asyncio.ensure_future(self.in_thread(_open, self._directory / key))
+            descriptor = await opened(opening, os.close)
         except FileNotFoundError:
             # Somebody tidied up by hand.
             self._take_out(key)

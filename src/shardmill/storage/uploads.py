@@ -35,10 +35,13 @@ async def receive(
     """
     loop = asyncio.get_running_loop()
 
+    async def begin() -> None:
+        await loop.run_in_executor(threads, upload.begin, size)
+
     async def append(data: bytearray) -> None:
         await loop.run_in_executor(threads, upload.append, data)
 
-    await loop.run_in_executor(threads, upload.begin, size)
+    await finish(begin())
     pending = bytearray()
     async for data in body:
         pending += data
