@@ -7,8 +7,10 @@ completed. A sendfile call holds its thread until the kernel has taken the bytes
 import asyncio
 import os
 import select
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import TypeVar
 
 from aiohttp import web
 
@@ -17,13 +19,15 @@ from shardmill.core.errors import PreconditionFailed, RangeNotSatisfiable, Shard
 from shardmill.core.ranges import ByteRange, content_range
 from shardmill.core.sources import Source
 from shardmill.server.calls import Call
-from shardmill.server.errors import Cut
+from shardmill.server.errors import Cut, Stalled
 
 SMALL = 64 << 10  # bytes; below this one write costs less than a hop to a thread
 BLOCK = 1 << 20
 AHEAD = 16 << 20  # bytes verified ahead of what is sent
 PER_CALL = 4 << 20  # bytes per hop to a thread
 NO_ROOM_MILLISECONDS = 20  # a thread waits this long for a slow reader before it does something else
+
+Value = TypeVar("Value")
 
 
 class Sender:
@@ -56,8 +60,8 @@ class Sender:
             Cut: The answer failed after its head.
         """
         meta = source.meta
-        conditions = Conditions.parse(call.request.headers)
-        wanted = ByteRange.parse(call.request.headers.get("Range")) if call.method == "GET" else None
+        conditions = Conditions.parse(call.headers)
+        wanted = ByteRange.parse(call.headers.get("Range")) if call.method == "GET" else None
         verdict = conditions.judge_read(meta.etag, meta.modified)
         if verdict == "failed":
             raise PreconditionFailed(f"{what} does not meet the request's conditions")
@@ -103,13 +107,12 @@ class Sender:
             tail = await self._read(source, last, stop)
             await source.check_unchanged()
             await self._write(call, answer, tail, first=False)
-        except (ShardmillError, OSError, TimeoutError) as error:
+        except (ShardmillError, OSError) as error:
             raise Cut(str(error)) from error
 
     async def _read(self, source: Source, start: int, stop: int) -> bytes:
-        loop = asyncio.get_running_loop()
-        data = await asyncio.shield(
-            loop.run_in_executor(self._threads, os.pread, source.descriptor, stop - start, start)
+        data = await seen_through(
+            asyncio.get_running_loop().run_in_executor(self._threads, os.pread, source.descriptor, stop - start, start)
         )
         if len(data) != stop - start:
             raise ShardmillError(f"{source.meta.key} is shorter than it was")
@@ -118,22 +121,15 @@ class Sender:
     async def _write(self, call: Call, answer: web.StreamResponse, data: bytes, *, first: bool) -> None:
         if first:
             await call.send_head(answer)
-        try:
-            async with asyncio.timeout(self._send_timeout):
-                await answer.write(data)
-                await answer.write_eof()
-        except (ConnectionError, TimeoutError) as error:
-            raise Cut("the reader went away") from error
-        call.sent += len(data)
+        await hand_on(call, answer, data, self._send_timeout)
+        await answer.write_eof()
 
     async def _send_blocks(self, call: Call, answer: web.StreamResponse, source: Source, start: int, stop: int) -> None:
         while start < stop:
             piece = min(stop, start + BLOCK)
             await source.ensure(start, piece)
             data = await self._read(source, start, piece)
-            async with asyncio.timeout(self._send_timeout):
-                await answer.write(data)
-            call.sent += len(data)
+            await hand_on(call, answer, data, self._send_timeout)
             start = piece
 
     async def _send_file(self, call: Call, transport: asyncio.Transport, source: Source, start: int, stop: int) -> None:
@@ -150,12 +146,7 @@ class Sender:
                 work = loop.run_in_executor(
                     self._threads, _send_some, sock, source.descriptor, start, min(ensured, start + PER_CALL)
                 )
-                try:
-                    sent = await asyncio.shield(work)
-                except asyncio.CancelledError:
-                    # The thread uses both descriptors for milliseconds more.
-                    await asyncio.wait([work])
-                    raise
+                sent = await seen_through(work)
                 start += sent
                 call.sent += sent
                 if not sent:
@@ -168,7 +159,7 @@ class Sender:
         room: asyncio.Future[None] = loop.create_future()
         loop.add_writer(sock, lambda: None if room.done() else room.set_result(None))
         try:
-            async with asyncio.timeout(self._send_timeout):
+            async with patience_with_reader(self._send_timeout):
                 await room
         finally:
             loop.remove_writer(sock)
@@ -194,9 +185,44 @@ def _send_some(sock: int, descriptor: int, start: int, stop: int) -> int:
     return offset - start
 
 
+async def seen_through(work: asyncio.Future[Value]) -> Value:
+    """Await what a thread does with a descriptor; a cancellation is passed on when the thread is done with it."""
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait([work])
+        work.exception()  # marks it retrieved: its waiter has gone
+        raise
+
+
+async def hand_on(call: Call, answer: web.StreamResponse, data: bytes | memoryview, seconds: float) -> None:
+    """Write a piece of a body.
+
+    Raises:
+        Cut: The reader went away.
+        Stalled: It took nothing for `seconds`.
+    """
+    try:
+        async with patience_with_reader(seconds):
+            await answer.write(data)
+    except ConnectionError as error:
+        raise Cut("the reader went away") from error
+    call.sent += len(data)
+
+
+@asynccontextmanager
+async def patience_with_reader(seconds: float) -> AsyncIterator[None]:
+    """Raises Stalled when what is done inside takes longer."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise Stalled(f"the reader took nothing for {seconds:g} s") from None
+
+
 async def _flush(transport: asyncio.Transport, seconds: float) -> None:
     """Return when the transport has handed everything to the kernel, so that nothing can overtake."""
-    async with asyncio.timeout(seconds):
+    async with patience_with_reader(seconds):
         while transport.get_write_buffer_size():
             if transport.is_closing():
                 raise ConnectionResetError("the reader went away")

@@ -15,6 +15,10 @@ class Cut(Exception):
     """The answer failed after its head was sent: the connection ends without a clean end of the body."""
 
 
+class Stalled(Cut):
+    """The reader takes nothing any more, so nothing that is still to be sent would ever leave."""
+
+
 def error_body(error: ShardmillError, request_id: str) -> ErrorBody:
     """What the wire says of an error."""
     return ErrorBody(

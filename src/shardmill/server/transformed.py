@@ -17,7 +17,7 @@ from shardmill.core.paths import parse_transformed_path, render_transformed
 from shardmill.core.refs import ObjectRef
 from shardmill.core.sources import InFile
 from shardmill.node.transforms import TransformedFile, TransformedHead, TransformedStream, Transforms
-from shardmill.server.body import Sender
+from shardmill.server.body import Sender, hand_on, seen_through
 from shardmill.server.calls import Call
 from shardmill.server.errors import Cut
 from shardmill.server.objects import UNTRUSTED, describe_bytes
@@ -58,7 +58,7 @@ class TransformedFace:
                 if isinstance(known, TransformedFile):
                     return await self._answer_file(call, ref, known)
                 return _head_of(ref, known, None)
-        wants_finished = any(name in call.request.headers for name in _NEED_THE_WHOLE)
+        wants_finished = any(name in call.headers for name in _NEED_THE_WHOLE)
         async with self._transforms.open(
             call.principal, ref, named.spec, request_id=call.id, wants_finished=wants_finished
         ) as made:
@@ -90,19 +90,14 @@ class TransformedFace:
                 else:
                     await self._write(call, answer, memoryview(part.data), is_ours=False)
             await answer.write_eof()
-        except (ShardmillError, ConnectionError, TimeoutError) as error:
+        except (ShardmillError, ConnectionError) as error:
             raise Cut(str(error)) from error
         return answer
 
     async def _read(self, part: InFile) -> bytes:
         loop = asyncio.get_running_loop()
         reading = loop.run_in_executor(self._threads, os.pread, part.descriptor, part.stop - part.start, part.start)
-        try:
-            data = await asyncio.shield(reading)
-        except asyncio.CancelledError:
-            # The descriptor must stay until the thread is done with it.
-            await asyncio.wait([reading])
-            raise
+        data = await seen_through(reading)
         if len(data) != part.stop - part.start:
             raise ServerError("what was spooled cannot be read")
         return data
@@ -110,9 +105,7 @@ class TransformedFace:
     async def _write(self, call: Call, answer: web.StreamResponse, chunk: memoryview, *, is_ours: bool) -> None:
         for start in range(0, len(chunk), SLICE):
             piece = chunk[start : start + SLICE]
-            async with asyncio.timeout(self._send_timeout):
-                await answer.write(bytes(piece) if _COPIES and not is_ours else piece)
-            call.sent += len(piece)
+            await hand_on(call, answer, bytes(piece) if _COPIES and not is_ours else piece, self._send_timeout)
 
 
 def _head_of(ref: ObjectRef, head: TransformedHead, meta: ObjectMeta | None) -> web.StreamResponse:
