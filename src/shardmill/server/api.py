@@ -15,19 +15,15 @@ from shardmill.core.api import (
     TransformRequest,
     Transforms,
 )
-from shardmill.core.errors import (
-    BadRequest,
-    RequestTimeout,
-    ShardmillError,
-    TooLarge,
-    UnsupportedMediaType,
-)
+from shardmill.core.errors import BadRequest, ShardmillError, TooLarge, UnsupportedMediaType
 from shardmill.core.meta import ObjectMeta
 from shardmill.core.refs import Bucket, unquote_path
 from shardmill.node.node import Node
 from shardmill.node.objects import MAX_PAGE
+from shardmill.server.body import hand_on
 from shardmill.server.calls import Call
-from shardmill.server.errors import Cut, error_body, unexpected
+from shardmill.server.errors import error_body, unexpected
+from shardmill.server.intake import receive
 from shardmill.server.openapi import document
 
 _BODY = 1 << 20  # bytes of a body beside code
@@ -102,7 +98,7 @@ class Api:
         call.query()
         limit = self._node.config.transforms.max_code * 4 // 3 + _BODY
         request = _decode(await _read(call, limit, self._node.config.server.body_timeout))
-        if _LINES in call.request.headers.get("Accept", ""):
+        if _LINES in call.headers.get("Accept", ""):
             return await self._register_with_progress(call, request)
         info, is_new = await self._transforms.register(call.principal, request, progress=lambda _: None)
         return _json(info, status=201 if is_new else 200)
@@ -122,16 +118,18 @@ class Api:
         task = asyncio.create_task(work())
         try:
             while (line := await lines.get()) is not None:
-                await _write_line(answer, {"progress": line})
-            await _write_line(answer, await _outcome(task, call.id))
+                await self._write_line(call, answer, {"progress": line})
+            await self._write_line(call, answer, await _outcome(task, call.id))
             await answer.write_eof()
-        except ConnectionError as error:
-            raise Cut("the client went away") from error
         finally:
             if not task.done():
                 task.cancel()
                 await asyncio.wait([task])
         return answer
+
+    async def _write_line(self, call: Call, answer: web.StreamResponse, line: dict[str, object]) -> None:
+        data = msgspec.json.encode(line) + b"\n"
+        await hand_on(call, answer, data, self._node.config.server.send_timeout)
 
     async def config(self, call: Call) -> web.StreamResponse:
         call.query()
@@ -150,10 +148,6 @@ async def _outcome(task: "asyncio.Task[tuple[TransformInfo, bool]]", request_id:
     except Exception as error:
         return {"error": error_body(unexpected(error), request_id)}
     return {"transform": info, "new": is_new}
-
-
-async def _write_line(answer: web.StreamResponse, line: dict[str, object]) -> None:
-    await answer.write(msgspec.json.encode(line) + b"\n")
 
 
 def _json(value: object, *, status: int = 200) -> web.Response:
@@ -190,29 +184,15 @@ def _limit(text: str | None) -> int:
     return min(int(text), MAX_PAGE)
 
 
-async def _read(call: Call, limit: int, seconds: float) -> bytes:
+async def _read(call: Call, limit: int, patience: float) -> bytes:
     """A JSON body of at most `limit` bytes."""
     request = call.request
-    if "Content-Encoding" in request.headers:
+    if "Content-Encoding" in call.headers:
         raise UnsupportedMediaType("send the JSON body without Content-Encoding")
     if (request.content_length or 0) > limit:
-        raise TooLarge(f"the body has {request.content_length} bytes; at most {limit} are accepted")
+        raise TooLarge(f"the body has {request.content_length} bytes; at most {limit} are accepted (max_code)")
     await call.invite_body()
-    data = bytearray()
-    while True:
-        try:
-            async with asyncio.timeout(seconds):
-                piece = await request.content.readany()
-        except TimeoutError:
-            raise RequestTimeout(f"no byte of the body came for {seconds:g} s") from None
-        except (web.RequestPayloadError, ConnectionError):
-            raise BadRequest("the body is not what its headers announce") from None
-        if not piece:
-            return bytes(data)
-        data += piece
-        call.received += len(piece)
-        if len(data) > limit:
-            raise TooLarge(f"the body has more than {limit} bytes")
+    return b"".join([piece async for piece in receive(call, limit=limit, limit_name="max_code", patience=patience)])
 
 
 def _decode(data: bytes) -> TransformRequest:

@@ -7,13 +7,21 @@ from concurrent.futures import ThreadPoolExecutor
 
 from aiohttp import web
 
-from shardmill.core.errors import Busy, ExpectationFailed, MethodNotAllowed, NotFound, ShardmillError
+from shardmill.core.errors import (
+    BadRequest,
+    Busy,
+    ExpectationFailed,
+    MethodNotAllowed,
+    NotFound,
+    ShardmillError,
+)
 from shardmill.node.node import Node
 from shardmill.server.api import Api
-from shardmill.server.body import Sender
+from shardmill.server.body import Sender, patience_with_reader
 from shardmill.server.calls import Call
 from shardmill.server.connections import Connection
 from shardmill.server.errors import Cut, error_answer, unexpected
+from shardmill.server.intake import check_framing
 from shardmill.server.metrics import CONTENT_TYPE, Metrics
 from shardmill.server.objects import ObjectFace
 from shardmill.server.pages import index
@@ -26,6 +34,8 @@ logger = logging.getLogger(__name__)
 Handler = Callable[[Call], Awaitable[web.StreamResponse]]
 
 DATA_ROUTES = ("o", "t")
+METHODS = ("DELETE", "GET", "HEAD", "POST", "PUT")
+"""All that any path has."""
 
 
 class App:
@@ -67,7 +77,7 @@ class App:
         token = logs.request_id.set(call.id)
         connection = request.protocol
         assert isinstance(connection, Connection)
-        connection.begin()
+        connection.begin(request)
         started = time.monotonic()
         status = "gone"
         try:
@@ -107,7 +117,18 @@ class App:
             answer = self._failed(call, unexpected(error))
         if not answer.prepared:
             await call.send_head(answer)
+        # Without the wait a peer that asks and asks and never reads would fill the memory.
+        async with patience_with_reader(self._node.config.server.send_timeout):
+            await answer.write_eof()
+            await call.request.writer.drain()
         return answer
+
+    def refused(self, request_id: str, status: int, reason: str) -> None:
+        """A request that is not even HTTP was answered by its connection."""
+        self._metrics.count("other", str(status), received=0, sent=0)
+        token = logs.request_id.set(request_id)
+        logger.info("no request: %d, %s", status, reason)
+        logs.request_id.reset(token)
 
     def _failed(self, call: Call, error: ShardmillError) -> web.StreamResponse:
         if call.answer is not None:
@@ -118,20 +139,23 @@ class App:
             answer.headers["Allow"] = ", ".join(sorted(self._methods(call.path)))
         if error.status in (408, 413):
             # The rest of the body is not worth reading.
-            answer.force_close()
+            call.is_broken = True
         return answer
 
     async def _route(self, call: Call) -> web.StreamResponse:
         self._rules.check(call.request)
+        check_framing(call)
         methods = self._handlers(call)
-        if methods is None:
+        if not call.path.startswith("/") and call.method in METHODS:
+            raise BadRequest("the request target is neither a path nor an http URL")
+        if methods is None and call.path.startswith("/"):
             raise NotFound(f"there is nothing at this path; GET / shows what this node has, {_FACES} are its faces")
         method = "GET" if call.method == "HEAD" else call.method
-        handler = methods.get(method)
+        handler = methods.get(method) if methods else None
         if handler is None:
             allowed = ", ".join(sorted(self._methods(call.path)))
             raise MethodNotAllowed(f"{call.method} is not for this path; {allowed} are")
-        expected = call.request.headers.get("Expect")
+        expected = call.headers.get("Expect")
         if expected is not None and expected.lower() != "100-continue":
             raise ExpectationFailed("the only expectation that can be met is 100-continue")
         if self.is_draining and call.route == "t":
@@ -150,6 +174,8 @@ class App:
         return None
 
     def _methods(self, path: str) -> set[str]:
+        if not path.startswith("/"):
+            return set(METHODS)
         methods = self._exact.get(path) or next(
             (methods for prefix, methods in self._below.items() if path.startswith(prefix)), {}
         )

@@ -1,41 +1,66 @@
-"""Connections with deadlines: a head that trickles, a peer that says nothing, more peers than the node will hold.
+"""Connections with deadlines: a head that trickles, a peer that says nothing, one that takes nothing, too many of them.
 
-aiohttp itself waits for a request's head for ever once its first byte has come.
+aiohttp itself waits for a request's head for ever once its first byte has come, closes a connection only when the peer
+has taken all that was written, and does not tell a body's reader what its parser found wrong.
 """
 
 import asyncio
 import contextlib
 import logging
+import re
+import secrets
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
 from aiohttp import web
+from aiohttp.http import RawRequestMessage
+from aiohttp.http_exceptions import BadHttpMethod, BadStatusLine, InvalidURLError, LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 from shardmill.config import ServerSettings
-from shardmill.core.api import ErrorBody
-from shardmill.server.errors import Cut
+from shardmill.core.errors import BadRequest, MethodNotAllowed, ServerError, ShardmillError
+from shardmill.server.errors import Cut, Stalled, error_answer
 
 logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.5  # between looks at all connections
 _CUT_SECONDS = 0.5  # for answers that only wait to be written
+_LINGER_SECONDS = 10.0  # a refused upload is read off for so long
+_FIRST_BYTES = 256  # of what came last, to see whether it was a request
+
+_REQUEST_LINE = re.compile(rb"[!-~]{1,32} [!-~]+ HTTP/1\.[01]\r\n")
 
 
 class Connection(RequestHandler):
     """One peer. A request in work has deadlines of its own, so only waiting for heads is watched here."""
 
-    __slots__ = ("_listener", "heard", "is_serving", "waiting_since")
+    __slots__ = ("_first", "_listener", "_peer", "_serving", "closing_since", "heard", "waiting_since")
 
     def __init__(self, listener: "Listener", **options: Any) -> None:
         super().__init__(listener, loop=asyncio.get_running_loop(), **options)
         self._listener = listener
-        self.is_serving = False
+        self._serving: web.BaseRequest | None = None
+        self._peer: asyncio.Transport | None = None
+        self._first = b""
         self.heard = True
         """A byte came since it began to wait; a new connection owes one from the start."""
         self.waiting_since = 0.0
+        self.closing_since: float | None = None
+        """When it was first seen to be closing; it still may have to hand on what was written."""
+
+    @property
+    def is_serving(self) -> bool:
+        """A request is in work."""
+        return self._serving is not None
+
+    @property
+    def is_closing(self) -> bool:
+        """It ends when the peer has taken what was written."""
+        return self._peer is not None and self._peer.is_closing()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._peer = transport
         self.waiting_since = asyncio.get_running_loop().time()
         super().connection_made(transport)
 
@@ -43,18 +68,34 @@ class Connection(RequestHandler):
         if not self.heard and not self.is_serving:
             self.heard = True
             self.waiting_since = asyncio.get_running_loop().time()
+        self._first = data[:_FIRST_BYTES]
         super().data_received(data)
+        self._tell_what_is_wrong()
 
-    def begin(self) -> None:
+    def begin(self, request: web.BaseRequest) -> None:
         """A request is in work."""
-        self.is_serving = True
+        self._serving = request
+        self._tell_what_is_wrong()
 
     def finish(self) -> None:
         """It is done; the next one may come."""
         self._listener.finished.set()
-        self.is_serving = False
+        self._serving = None
         self.heard = False
         self.waiting_since = asyncio.get_running_loop().time()
+
+    def abort(self) -> None:
+        """End it now, whatever the peer has not taken."""
+        if self._peer is not None:
+            self._peer.abort()
+
+    def _tell_what_is_wrong(self) -> None:
+        """What the parser could not go on with, while a body is read, is that body's."""
+        request = self._serving
+        if request is None or request.content.is_eof() or not self._messages:
+            return
+        if not isinstance(self._messages[-1][0], RawRequestMessage):
+            request.content.set_exception(web.RequestPayloadError("the body is malformed"))
 
     def handle_error(
         self,
@@ -64,19 +105,55 @@ class Connection(RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """What the parser refused; or an answer that cannot be finished, whose connection just ends."""
+        if isinstance(exc, Stalled):
+            self.abort()
         if isinstance(exc, Cut) or request.writer.output_size > 0:
             raise ConnectionError("the answer was cut")
-        reason = " ".join((message or "bad request").split())[:200] if status < 500 else "internal error"
-        body = msgspec.json.encode(ErrorBody("bad_request" if status < 500 else "internal", reason, "-"))
-        answer = web.Response(status=status, body=body, content_type="application/json")
+        error: ShardmillError = ServerError("internal error")
+        if isinstance(exc, BadHttpMethod) and _REQUEST_LINE.match(self._first):
+            error = MethodNotAllowed(f"this method is not known here; {', '.join(self._listener.methods)} are")
+        elif status < 500:
+            error = BadRequest(_reason(exc, message or "bad request"))
+        request_id = secrets.token_hex(8)
+        self._listener.on_refused(request_id, error.status, error.message)
+        answer = error_answer(error, request_id)
+        if isinstance(error, MethodNotAllowed):
+            answer.headers["Allow"] = ", ".join(self._listener.methods)
+        answer.headers["Shardmill-Request-Id"] = request_id
+        answer.headers["Server"] = "shardmill"
         answer.force_close()
         return answer
 
 
-class Listener(web.Server):
-    """Makes connections, and ends those that wait too long. Use as an async context manager."""
+def _reason(exc: BaseException | None, message: str) -> str:
+    """What the parser says, without a byte of what was sent: that may be a secret."""
+    if isinstance(exc, BadStatusLine):
+        return "the request line is malformed"
+    if isinstance(exc, InvalidURLError):
+        return "the request target is malformed"
+    if isinstance(exc, LineTooLong):
+        return "a line of the request's head is too long"
+    return re.split(r"[:\n]", message)[0]
 
-    def __init__(self, handler: Any, settings: ServerSettings) -> None:
+
+class Listener(web.Server):
+    """Makes connections, and ends those that wait too long. Use as an async context manager.
+
+    Args:
+        handler: Answers requests.
+        settings: Deadlines and the most connections.
+        methods: That any path has, for who asks with another.
+        on_refused: Told request id, status and reason of what was not even a request.
+    """
+
+    def __init__(
+        self,
+        handler: Any,
+        settings: ServerSettings,
+        *,
+        methods: Sequence[str],
+        on_refused: Callable[[str, int, str], None],
+    ) -> None:
         super().__init__(
             handler,
             handler_cancellation=True,
@@ -84,7 +161,11 @@ class Listener(web.Server):
             access_log=None,
             auto_decompress=False,
             read_bufsize=1 << 21,
+            # To read off the rest of a body behind its refusal, so that the refusal is seen.
+            lingering_time=min(_LINGER_SECONDS, settings.body_timeout),
         )
+        self.methods = methods
+        self.on_refused = on_refused
         self._settings = settings
         self._watcher: asyncio.Task[None] | None = None
         self.finished = asyncio.Event()
@@ -130,21 +211,24 @@ class Listener(web.Server):
         """Make room: the one that has waited longest goes."""
         waiting = [connection for connection in connections if not connection.is_serving]
         if waiting:
-            _abort(min(waiting, key=lambda connection: connection.waiting_since))
+            min(waiting, key=lambda connection: connection.waiting_since).abort()
         else:
             logger.warning("%d connections and all at work; raise max_connections", len(connections))
-            _abort(connections[0])
+            connections[0].abort()
 
     async def _watch(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(min(_LOOK_SECONDS, self._settings.header_timeout / 4))
-            limit = loop.time() - self._settings.header_timeout
+            now = loop.time()
             for connection in self._peers():
-                if connection.heard and not connection.is_serving and connection.waiting_since < limit:
-                    _abort(connection)
+                if self._is_overdue(connection, now):
+                    connection.abort()
 
-
-def _abort(connection: Connection) -> None:
-    if connection.transport is not None:
-        connection.transport.abort()
+    def _is_overdue(self, connection: Connection, now: float) -> bool:
+        """It owes a head for too long, or has not taken the end of what it was sent."""
+        if connection.is_closing:
+            connection.closing_since = connection.closing_since or now
+            return now - connection.closing_since > self._settings.send_timeout
+        owes_head = connection.heard and not connection.is_serving
+        return owes_head and now - connection.waiting_since > self._settings.header_timeout

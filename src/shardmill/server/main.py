@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from shardmill.config import Config, ServerSettings, is_loopback
 from shardmill.core.errors import ShardmillError
 from shardmill.node.node import Node
-from shardmill.server.app import App
+from shardmill.server.app import METHODS, App
 from shardmill.server.connections import Listener
 from shardmill.telemetry import logs
 
@@ -52,7 +52,7 @@ async def _run(config: Config, sock: socket.socket, context: ssl.SSLContext | No
     with ThreadPoolExecutor(SEND_THREADS, thread_name_prefix="send") as threads:
         async with Node.open(config) as node:
             app = App(node, threads)
-            async with Listener(app.handle, config.server) as listener:
+            async with Listener(app.handle, config.server, methods=METHODS, on_refused=app.refused) as listener:
                 server = await loop.create_server(listener, sock=sock, ssl=context, backlog=_BACKLOG)
                 _announce(node, sock, tls=context is not None)
                 await stop.wait()

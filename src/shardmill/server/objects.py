@@ -1,23 +1,19 @@
 """`/o/{provider}/{bucket}/{key}`: GET, HEAD, PUT, DELETE of objects."""
 
-import asyncio
 import mimetypes
-from collections.abc import AsyncIterator
 
 from aiohttp import web
-from aiohttp.client_exceptions import ClientPayloadError
-from aiohttp.http_exceptions import TransferEncodingError
-from aiohttp.web_protocol import RequestPayloadError
 
 from shardmill.config import ServerSettings, Size
 from shardmill.core.conditions import Conditions, http_date
-from shardmill.core.errors import BadRequest, RequestTimeout, TooLarge
+from shardmill.core.errors import BadRequest, TooLarge
 from shardmill.core.meta import ObjectMeta
 from shardmill.core.paths import parse_object_path
 from shardmill.core.refs import ObjectRef
 from shardmill.node.objects import Objects
 from shardmill.server.body import Sender
 from shardmill.server.calls import Call
+from shardmill.server.intake import receive
 
 CHECKSUM = "Shardmill-Checksum"
 META = "shardmill-meta-"
@@ -50,7 +46,7 @@ class ObjectFace:
         """PUT: 201 new, 200 replaced; what can be refused is refused before the body is asked for."""
         ref = _parse(call)
         request = call.request
-        headers = request.headers
+        headers = call.headers
         if "Content-Range" in headers:
             raise BadRequest("a part of an object cannot be written; PUT the whole object without Content-Range")
         size = request.content_length
@@ -67,7 +63,7 @@ class ObjectFace:
         result = await self._objects.put(
             call.principal,
             ref,
-            self._body(call),
+            receive(call, limit=self._max_object, limit_name="max_object", patience=self._settings.body_timeout),
             size=size,
             user=user,
             conditions=conditions,
@@ -80,27 +76,8 @@ class ObjectFace:
     async def delete(self, call: Call) -> web.StreamResponse:
         """DELETE: 204; a missing object is 404."""
         ref = _parse(call)
-        await self._objects.delete(call.principal, ref, conditions=Conditions.parse(call.request.headers))
+        await self._objects.delete(call.principal, ref, conditions=Conditions.parse(call.headers))
         return web.Response(status=204)
-
-    async def _body(self, call: Call) -> AsyncIterator[bytes]:
-        total = 0
-        stream = call.request.content
-        while True:
-            try:
-                async with asyncio.timeout(self._settings.body_timeout):
-                    data = await stream.readany()
-            except TimeoutError:
-                raise RequestTimeout(f"no byte of the body came for {self._settings.body_timeout:g} s") from None
-            except (ClientPayloadError, RequestPayloadError, TransferEncodingError, ConnectionError):
-                raise BadRequest("the body is not what its headers announce; nothing was stored") from None
-            if not data:
-                return
-            total += len(data)
-            call.received += len(data)
-            if total > self._max_object:
-                raise TooLarge(f"more than {self._max_object} bytes (max_object); nothing was stored")
-            yield data
 
 
 def _parse(call: Call) -> ObjectRef:

@@ -5,9 +5,9 @@ at this machine; neither may reach a node that trusts loopback.
 """
 
 import ipaddress
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -15,6 +15,9 @@ from shardmill.config import is_loopback
 from shardmill.core.errors import AccessDenied, BadRequest
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+
+_AUTHORITY = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{0,5}))?")
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +41,15 @@ class HostRules:
         values = request.headers.getall("Host", [])
         if len(values) != 1:
             raise BadRequest("the request needs exactly one Host header")
-        host = _host_of(f"//{values[0]}")
+        host = _host_of(values[0])
         if host is None:
             raise BadRequest("the Host header is malformed")
         if not self._is_ours(host):
             raise AccessDenied(f"host {host!r} is not one of this node's; name it with --host {host}")
-        origin = request.headers.get("Origin")
-        if origin is not None and request.method not in SAFE_METHODS:
-            origin_host = _host_of(origin)
+        origin = ", ".join(request.headers.getall("Origin", []))
+        if origin and request.method not in SAFE_METHODS:
+            scheme = _SCHEME.match(origin)
+            origin_host = _host_of(origin[scheme.end() :]) if scheme else None
             if origin_host is None or not self._is_ours(origin_host):
                 raise AccessDenied("a page of another origin may not change anything here")
 
@@ -60,12 +64,9 @@ def _is_unspecified(host: str) -> bool:
         return False
 
 
-def _host_of(url: str) -> str | None:
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:
+def _host_of(authority: str) -> str | None:
+    """The host of `host[:port]`, in lower case and without the root's dot; None if it is malformed."""
+    match = _AUTHORITY.fullmatch(authority)
+    if match is None or int(match[2] or 0) > 65535:
         return None
-    if parts.username is not None or parts.path or not parts.hostname:
-        return None
-    return parts.hostname.lower().rstrip(".")
+    return match[1].strip("[]").lower().removesuffix(".") or None
