@@ -1,8 +1,9 @@
 """The SDK: talk to a node, name objects by URL, register transforms."""
 
 from shardmill.client.client import Client
-from shardmill.client.handles import BucketHandle, ObjectHandle, ObjectReader, Stored
+from shardmill.client.handles import BucketHandle, ObjectHandle, Stored
 from shardmill.client.http import NodeUnreachable, TruncatedBody
+from shardmill.client.reading import ObjectReader
 from shardmill.client.transforms import TransformsHandle, WDTransform
 
 __all__ = [

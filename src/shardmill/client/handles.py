@@ -1,36 +1,29 @@
 """Handles of buckets and objects: names bound to a node. Making one costs no request.
 
-A reader either gives every byte of one version of the object or raises.
+What is read is every byte of one version of the object, or an exception.
 """
 
 import contextlib
 import importlib
-import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, Any
 
 import msgspec
 
-from shardmill.client.http import BLOCK, Answer, NodeUnreachable, Transport, TruncatedBody, Upload
-from shardmill.core.api import Failures, ObjectInfo, ObjectPage
-from shardmill.core.errors import BadRequest, Conflict, CorruptObject, ObjectNotFound, ShardmillError, TransformFailed
+from shardmill.client.http import BLOCK, Transport, TruncatedBody, Upload
+from shardmill.client.reading import ObjectReader, meta_of, strong_etag
+from shardmill.core.api import ObjectInfo, ObjectPage
+from shardmill.core.errors import BadRequest, CorruptObject, ObjectNotFound
 from shardmill.core.meta import ObjectMeta
 from shardmill.core.paths import object_path, transformed_path
 from shardmill.core.ranges import ByteRange
 from shardmill.core.refs import Bucket, ObjectRef
 from shardmill.core.specs import Spec
 
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
-
 PAGE = 1000  # keys asked for at once
-MAX_RESUMES = 5  # of one read without a byte in between
-
-_Data = TypeVar("_Data")
 
 Body = bytes | bytearray | memoryview | str | os.PathLike[str] | IO[bytes] | Iterable[bytes]
 
@@ -130,7 +123,7 @@ class ObjectHandle:
         epoch: int | None = None,
         start: int | None = None,
         count: int | None = None,
-    ) -> "ObjectReader":
+    ) -> ObjectReader:
         """Open the object for reading; its first byte has been asked for when this returns.
 
         Raises:
@@ -139,9 +132,17 @@ class ObjectHandle:
         """
         return ObjectReader(self._transport, self.ref, build_path(self.ref, transform_id, seed, epoch, start, count))
 
-    def read(self, transform_id: str | None = None, *, seed: int | None = None, epoch: int | None = None) -> bytes:
+    def read(
+        self,
+        transform_id: str | None = None,
+        *,
+        seed: int | None = None,
+        epoch: int | None = None,
+        start: int | None = None,
+        count: int | None = None,
+    ) -> bytes:
         """All bytes of the object; for a large one iterate over `get` instead."""
-        with self.get(transform_id, seed=seed, epoch=epoch) as reader:
+        with self.get(transform_id, seed=seed, epoch=epoch, start=start, count=count) as reader:
             return reader.read()
 
     def get_range(self, start: int, stop: int) -> bytes:
@@ -190,7 +191,7 @@ class ObjectHandle:
                 answer.read_all()
                 stored = Stored(
                     sent.size,
-                    _etag(answer.headers),
+                    strong_etag(answer.headers),
                     answer.headers.get("Shardmill-Checksum"),
                     created=answer.status == 201,
                 )
@@ -210,7 +211,7 @@ class ObjectHandle:
         path = build_path(self.ref, transform_id, seed, epoch, start, count)
         try:
             with self._transport.request("HEAD", path) as answer:
-                return _meta_of(self.ref, answer)
+                return meta_of(self.ref, answer)
         except FileNotFoundError as error:
             # A HEAD has no body, so what is missing can only be told in general.
             what = self.uri if transform_id is None else f"{self.uri} or transform {transform_id}"
@@ -230,133 +231,6 @@ class ObjectHandle:
             intact = meta.etag != stored.etag or meta.size == sent.size
         if not intact:
             raise CorruptObject(f"{self.uri} was stored with other bytes than were sent; put it again")
-
-
-class ObjectReader(io.BufferedIOBase):
-    """An open body: a binary file, and an iterable of chunks. Resources: whoever opened it closes it.
-
-    *Recovery:* a plain object whose connection breaks is continued by range as long as its ETag stays the same.
-    """
-
-    def __init__(self, transport: Transport, ref: ObjectRef, path: str) -> None:
-        super().__init__()
-        self._transport = transport
-        self._path = path
-        self._ref = ref
-        self._answer: Answer | None = None
-        self._received = 0
-        self._resumes = 0
-        self._answer = transport.request("GET", path)
-        self.request_id = self._answer.request_id
-        self.seed: int | None = _integer(self._answer.headers.get("Shardmill-Seed"))
-        """The seed of this read, drawn by the node if the URL has none; the same URL with it gives the same bytes."""
-        self.meta: ObjectMeta = _meta_of(ref, self._answer)
-        """As of this answer; a transformed object's size is -1."""
-
-    def __iter__(self) -> Iterator[bytes]:
-        """Chunks as they arrive (not lines), each at most 1 MiB."""
-        while chunk := self.read1(BLOCK):
-            yield chunk
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is None or size < 0:
-            if self.meta.size >= 0 and self._received == 0:
-                return self._read_whole()
-            return b"".join(self)
-        if size <= BLOCK and len(first := self.read1(size)) in (0, size):
-            return first
-        parts = bytearray(first if size <= BLOCK else b"")
-        while len(parts) < size and (chunk := self.read1(min(BLOCK, size - len(parts)))):
-            parts += chunk
-        return bytes(parts)
-
-    def read1(self, size: int = -1, /) -> bytes:
-        limit = BLOCK if size < 0 else min(size, BLOCK)
-        return self._with_resume(lambda answer: answer.read_some(limit), len)
-
-    def readinto(self, buffer: "WriteableBuffer", /) -> int:
-        view = memoryview(buffer).cast("B")[:BLOCK]
-        return self._with_resume(lambda answer: answer.read_into(view), int)
-
-    readinto1 = readinto
-
-    def skip_to(self, position: int) -> None:
-        """Leave out what comes before that byte of a plain object, by a range of the same version.
-
-        Raises:
-            Conflict: It has another version by now.
-        """
-        if self._answer is not None:
-            self._answer.close()
-        self._received = position
-        self._continue()
-
-    def close(self) -> None:
-        if self._answer is not None:
-            self._answer.close()
-        super().close()
-
-    def _read_whole(self) -> bytes:
-        body = bytearray(self.meta.size)
-        view, position = memoryview(body), 0
-        while count := self.readinto(view[position:]):
-            position += count
-        view.release()
-        return bytes(body)
-
-    def _with_resume(self, read: Callable[[Answer], _Data], size: Callable[[_Data], int]) -> _Data:
-        while True:
-            if self._answer is None or self.closed:
-                raise ValueError("read of a closed object")
-            try:
-                data = read(self._answer)
-            except TruncatedBody as error:
-                self._resume(error)
-                continue
-            if size(data):
-                self._received += size(data)
-                self._resumes = 0
-            return data
-
-    def _resume(self, error: TruncatedBody) -> None:
-        """Continue a plain object where it was cut; anything else cannot be continued and raises."""
-        if self._path.startswith("/t/"):
-            raise self._explained(error) from error
-        if self.meta.etag is None or self._resumes >= MAX_RESUMES:
-            raise error
-        self._resumes += 1
-        self._continue()
-
-    def _continue(self) -> None:
-        headers = {"Range": str(ByteRange(self._received, None)), "If-Range": f'"{self.meta.etag}"'}
-        answer = self._transport.request("GET", self._path, headers=headers)
-        if answer.status != 206:
-            answer.close()
-            raise Conflict(f"{self._ref} changed while it was being read; read it again")
-        self._answer = answer
-
-    def _explained(self, error: TruncatedBody) -> Exception:
-        """Why a transformed body was cut, as the node recorded it."""
-        query = {"request": self.request_id or ""}
-        try:
-            with self._transport.request("GET", "/api/transforms/errors", query=query) as answer:
-                failures = msgspec.json.decode(answer.read_all(), type=Failures).failures
-        except (NodeUnreachable, TruncatedBody):
-            return TruncatedBody(f"the node stopped while it was sending {self._ref}")
-        except ShardmillError:
-            return error
-        if not failures:
-            return TruncatedBody(f"{self._ref}, transformed: {error} (request {self.request_id})")
-        last = failures[-1]
-        place = f"sample {last.sample!r} of {last.bucket}/{last.object}" if last.sample else str(self._ref)
-        return TransformFailed(
-            f"transform {last.transform} failed at {place}: {last.message}",
-            traceback=last.traceback,
-            request_id=self.request_id,
-        )
 
 
 class _Sent:
@@ -433,33 +307,3 @@ def _blocks(file: Any) -> Iterator[bytes]:  # anything with read(n)
         if not isinstance(block, bytes):
             raise TypeError(f"the file gives {type(block).__name__}; open it in binary mode")
         yield block
-
-
-def _meta_of(ref: ObjectRef, answer: Answer) -> ObjectMeta:
-    headers = answer.headers
-    size = answer.size
-    etag = _etag(headers)
-    modified = headers.get("Last-Modified")
-    prefix = "shardmill-meta-"
-    return ObjectMeta(
-        key=ref.key,
-        size=-1 if size is None else size,
-        etag=etag,
-        version=etag or "",
-        modified=parsedate_to_datetime(modified).timestamp() if modified else 0.0,
-        checksum=headers.get("Shardmill-Checksum"),
-        user={
-            name.lower().removeprefix(prefix): value
-            for name, value in headers.items()
-            if name.lower().startswith(prefix)
-        },
-    )
-
-
-def _etag(headers: Mapping[str, str]) -> str | None:
-    etag = headers.get("ETag")
-    return None if etag is None or etag.startswith("W/") else etag.strip('"')
-
-
-def _integer(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isdigit() else None

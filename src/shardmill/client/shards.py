@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
-from shardmill.client.handles import ObjectReader
+from shardmill.client.reading import ObjectReader
 from shardmill.shards.grouping import is_meta, split_name
 from shardmill.shards.tar import iter_stream
 

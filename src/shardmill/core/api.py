@@ -155,6 +155,8 @@ class FailureInfo(msgspec.Struct, frozen=True):
     seed: int | None = None
     output: str | None = None
     """The end of what the function printed."""
+    ended_run: bool = False
+    """The run failed by it; otherwise the sample was left out."""
 
 
 class Failures(msgspec.Struct, frozen=True):

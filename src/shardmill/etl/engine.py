@@ -177,11 +177,12 @@ class Engine:
         return Plan(
             version=version,
             environment=environment,
-            environment_id=await environment.identify() if is_shared else "",
+            environment_id=await environment.identify(),
             ref=ref,
             spec=resolved,
             seed=spec.seed if spec.seed is not None else 0 if is_deterministic else self._draw_seed(),
             source_version=meta.version,
+            is_repeatable=probe is None or probe.reproducible,
             is_shared=is_shared,
             is_scratch=not is_deterministic and spec.epoch != 0,
         )
@@ -270,6 +271,7 @@ class Engine:
                 traceback=failure.traceback,
                 seed=plan.seed,
                 output=failure.output,
+                ended_run=failure.ended_run,
             )
         )
 

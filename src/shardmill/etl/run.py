@@ -278,7 +278,7 @@ class Run:
                 await self._source.check_unchanged()
             except ShardmillError as problem:
                 error = problem
-                self._on_failure(SampleFailed(None, error.message, None))
+                self._on_failure(SampleFailed(None, error.message, None, ended_run=True))
         if error is not None:
             self.output.fail(error)
             return
@@ -298,7 +298,7 @@ class Run:
         error = self.state.error
         if error is not None and self._reported != error.message:
             self._reported = error.message
-            self._on_failure(SampleFailed(None, error.message, error.traceback))
+            self._on_failure(SampleFailed(None, error.message, error.traceback, ended_run=True))
         if self.state.phase != "ended":
             self._publish()
         if self.state.phase != "running":

@@ -7,7 +7,7 @@ the next header for the end of the archive.
 
 import math
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from shardmill.core.errors import ShardmillError, TransformFailed
@@ -34,6 +34,7 @@ class SampleFailed:
     message: str
     traceback: str | None
     output: str | None = None
+    ended_run: bool = False
 
 
 @dataclass(slots=True)
@@ -212,7 +213,7 @@ class RunState:
         if loss is not None and attempt > self._retries:
             culprit = self._samples.get(loss.ordinal) if loss.ordinal is not None else None
             culprit = culprit or left[0]
-            self.failures.append(SampleFailed(culprit, loss.message, None, loss.output))
+            self.failures.append(SampleFailed(culprit, loss.message, None, loss.output, ended_run=True))
             self.fail(TransformFailed(f"sample {culprit.key!r}: {loss.message}; it was tried {attempt} times"))
             return
         self._numbers += 1
@@ -318,6 +319,8 @@ class RunState:
             self.fail(TransformFailed(message + failure.message, traceback=failure.traceback), again=True)
         elif self._failed == self.processed == FIRST_ALL:
             self._fail_all()
+        if self.phase == "failed":
+            self.failures[-1] = replace(self.failures[-1], ended_run=True)
 
     def _fail_all(self) -> None:
         failure = self._last_failure

@@ -42,6 +42,8 @@ class Plan:
     """Resolved; without `k`, which decides nothing."""
     seed: int
     source_version: str
+    is_repeatable: bool
+    """The same seed gives the same bytes, as far as is known."""
     is_shared: bool
     """The same bytes come again, so one run is enough for all."""
     is_scratch: bool
@@ -51,6 +53,14 @@ class Plan:
     def key(self) -> str:
         """64 hex digits over what decides the bytes; see `result_key`."""
         return result_key(self)
+
+    @property
+    def origin(self) -> str | None:
+        """16 hex digits over what the bytes of one sample depend on beside seed and sample; None: on more than that."""
+        if not self.is_repeatable:
+            return None
+        spec = Spec("x", args=self.spec.args)
+        return result_key(replace(self, spec=spec))[:16]
 
     @property
     def facts(self) -> dict[str, str]:

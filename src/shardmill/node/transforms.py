@@ -29,6 +29,8 @@ class TransformedHead:
     run: str | None
     is_bare: bool
     """The request named no version."""
+    origin: str | None
+    """Names the code, the object's version and the environment that the bytes come from; see `etl.runs.Plan`."""
     is_stable: bool
     """The same URL gives the same bytes again, as long as object and environment stay."""
 
@@ -201,5 +203,6 @@ class Transforms:
             plan.seed if has_seed else None,
             run,
             is_bare=spec.digest is None,
+            origin=plan.origin,
             is_stable=plan.is_shared,
         )

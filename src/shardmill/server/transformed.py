@@ -118,6 +118,8 @@ def _head_of(ref: ObjectRef, head: TransformedHead, meta: ObjectMeta | None) -> 
         describe_bytes(answer, meta)
     if head.run is not None:
         answer.headers["Shardmill-Run"] = head.run
+    if head.origin is not None:
+        answer.headers["Shardmill-Origin"] = head.origin
     if head.seed is not None:
         answer.headers["Shardmill-Seed"] = str(head.seed)
     if head.is_bare:

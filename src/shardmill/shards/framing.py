@@ -19,6 +19,7 @@ _USTAR_NAME = 100  # bytes
 _USTAR_OWNER = 32
 _USTAR_NUMBER = 8**7  # ids; one digit place is the NUL
 _USTAR_LARGE = 8**11  # sizes and times: 8 GiB, year 2242
+_TAIL_DEVICES = 329 - 155  # where the device numbers stand in what follows the checksum
 _CHECKSUM_BLANKS = 7 * 32  # the checksum counts itself as blanks; the eighth is in the tail
 
 _templates: dict[tuple[int, int, int, str, str], tuple[bytes, bytes, int]] = {}
@@ -38,6 +39,8 @@ class FramedField:
     gid: int = field(default=0, kw_only=True)
     uname: str = field(default="", kw_only=True)
     gname: str = field(default="", kw_only=True)
+    ordinal: int | None = field(default=None, kw_only=True)
+    """Number of the source sample, counted from 0; see `tar_header`."""
     _header: bytes | None = field(default=None, init=False, repr=False, compare=False)
 
     def header(self) -> bytes:
@@ -53,6 +56,7 @@ class FramedField:
                 gid=self.gid,
                 uname=self.uname,
                 gname=self.gname,
+                ordinal=self.ordinal,
             )
         return header
 
@@ -107,8 +111,22 @@ def frame_into(view: memoryview, fields: Sequence[FramedField]) -> int:
     return cut
 
 
-def tar_header(name: str, size: int, *, mtime: int, mode: int, uid: int, gid: int, uname: str, gname: str) -> bytes:
+def tar_header(
+    name: str,
+    size: int,
+    *,
+    mtime: int,
+    mode: int,
+    uid: int,
+    gid: int,
+    uname: str,
+    gname: str,
+    ordinal: int | None = None,
+) -> bytes:
     """The header of a regular member: one ustar block, or pax blocks before it where ustar cannot say it.
+
+    The device numbers, which mean nothing for a regular file and which readers pass over, hold `ordinal`, its upper
+    bits in the major one: by them a reader that was cut knows where to go on (see `shards.tracking`).
 
     Args:
         name: Surrogates stand for bytes that are not UTF-8.
@@ -119,6 +137,7 @@ def tar_header(name: str, size: int, *, mtime: int, mode: int, uid: int, gid: in
         gid: Group's number.
         uname: Owner's name.
         gname: Group's name.
+        ordinal: Number of the source sample, or None; in the first member of each sample.
 
     Raises:
         ValueError: The name is empty or has a NUL, which a header cannot hold.
@@ -132,8 +151,14 @@ def tar_header(name: str, size: int, *, mtime: int, mode: int, uid: int, gid: in
         or not name.isascii()
         or not (0 <= mtime < _USTAR_LARGE and size < _USTAR_LARGE)
     ):
-        return _pax_header(name, size, mtime=mtime, mode=mode, uid=uid, gid=gid, uname=uname, gname=gname)
+        return _pax_header(
+            name, size, mtime=mtime, mode=mode, uid=uid, gid=gid, uname=uname, gname=gname, ordinal=ordinal
+        )
     owner, tail, total = template
+    if ordinal is not None:
+        devices = _devices(ordinal)
+        tail = tail[:_TAIL_DEVICES] + devices + tail[_TAIL_DEVICES + len(devices) :]
+        total += sum(devices)
     text = name.encode("ascii")
     numbers = b"%011o\0%011o\0" % (size, mtime)
     # The sum of up to 256 bytes is below Adler-32's modulus, so its low half is that sum plus one.
@@ -156,13 +181,28 @@ def _template(mode: int, uid: int, gid: int, uname: str, gname: str) -> tuple[by
     return template
 
 
+def _devices(ordinal: int) -> bytes:
+    return b"%07o\0%07o\0" % divmod(ordinal, _USTAR_NUMBER)
+
+
 def _tail(kind: bytes, uname: bytes, gname: bytes) -> bytes:
     """What follows the checksum's digits and NUL, from byte 155."""
     owners = uname.ljust(_USTAR_OWNER, b"\0") + gname.ljust(_USTAR_OWNER, b"\0")
     return b" " + kind + bytes(100) + b"ustar\x0000" + owners + bytes(183)
 
 
-def _pax_header(name: str, size: int, *, mtime: int, mode: int, uid: int, gid: int, uname: str, gname: str) -> bytes:
+def _pax_header(
+    name: str,
+    size: int,
+    *,
+    mtime: int,
+    mode: int,
+    uid: int,
+    gid: int,
+    uname: str,
+    gname: str,
+    ordinal: int | None,
+) -> bytes:
     """Extended header and ustar header as Python's tarfile makes them, which WebDataset writes with."""
     records: dict[str, str] = {}
     for keyword, text, limit in (
@@ -193,6 +233,7 @@ def _pax_header(name: str, size: int, *, mtime: int, mode: int, uid: int, gid: i
         gid=numbers["gid"],
         uname=uname.encode("ascii", "replace")[:_USTAR_OWNER],
         gname=gname.encode("ascii", "replace")[:_USTAR_OWNER],
+        ordinal=ordinal,
     )
     return extended + body + bytes(padding(len(body))) + member
 
@@ -224,7 +265,11 @@ def _ustar_block(
     uname: bytes = b"",
     gname: bytes = b"",
     kind: bytes = b"0",
+    ordinal: int | None = None,
 ) -> bytes:
     numbers = b"%07o\0%07o\0%07o\0%011o\0%011o\0" % (mode & 0o7777, uid, gid, size, mtime)
     head, tail = name.ljust(_USTAR_NAME, b"\0") + numbers, _tail(kind, uname, gname)
+    if ordinal is not None:
+        devices = _devices(ordinal)
+        tail = tail[:_TAIL_DEVICES] + devices + tail[_TAIL_DEVICES + len(devices) :]
     return b"%b%06o\0%b" % (head, sum(head) + sum(tail) + _CHECKSUM_BLANKS, tail)

@@ -135,13 +135,21 @@ class SampleWork:
             key = f"{key}-{index}"
         headers = {field[0]: field[3:] for field in sample.fields}
         first = sample.fields[0][3:]
-        fields = []
+        fields: list[FramedField] = []
         for name in member_order([name for name in result if isinstance(name, str)]):
             payload = self._payload(name, result[name], originals, sample)
             mtime, mode, uid, gid, uname, gname = headers.get(name, first)
             fields.append(
                 FramedField(
-                    f"{key}.{name}", payload, mtime=mtime, mode=mode, uid=uid, gid=gid, uname=uname, gname=gname
+                    f"{key}.{name}",
+                    payload,
+                    mtime=mtime,
+                    mode=mode,
+                    uid=uid,
+                    gid=gid,
+                    uname=uname,
+                    gname=gname,
+                    ordinal=None if fields else sample.ordinal,
                 )
             )
         self._lap(3)
