@@ -161,10 +161,10 @@ def test_the_last_reader_leaves_and_nothing_is_left(tmp_path: Path, shard: Path)
             for reading in readings:
                 assert isinstance(reading, Reading)
                 reading.close()
-            await wait_until(lambda: engine.runs.going_on == 0, 1.0)
-            await wait_until(lambda: all(not worker.in_flight for worker in engine.pool._workers), 1.0)
+            await wait_until(lambda: engine.runs.going_on == 0)
+            await wait_until(lambda: all(not worker.in_flight for worker in engine.pool._workers))
             engine.pool.retire(version.key)
-            await wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before, 1.0)
+            await wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before)
             assert results.statistics().used == 0
             assert list((tmp_path / "data" / "results" / "tmp").iterdir()) == []
             assert engine.runs.outcomes["abandoned"] == 1
@@ -181,9 +181,9 @@ def test_a_reader_who_leaves_before_anything_began_leaves_nothing(tmp_path: Path
                 reading = await open_one(engine, version, shard, options)
                 assert isinstance(reading, Reading)
                 reading.close()
-            await wait_until(lambda: engine.runs.going_on == 0, 1.0)
+            await wait_until(lambda: engine.runs.going_on == 0)
             engine.pool.retire(version.key)
-            await wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before, 1.0)
+            await wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before)
             assert results.statistics().used == 0
 
     run(story())
@@ -339,7 +339,7 @@ def test_who_needs_the_whole_waits_for_it_or_is_told(tmp_path: Path, shard: Path
             plan, source = await plan_for(engine, large, shard, ",seed=1")
             with pytest.raises(Busy, match="without Range"):
                 await engine.runs.wait_finished(plan, source, request_id="range")
-            await wait_until(lambda: engine.runs.going_on == 0, 2.0)
+            await wait_until(lambda: engine.runs.going_on == 0)
 
     run(story())
 
