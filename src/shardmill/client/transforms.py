@@ -1,5 +1,6 @@
 """Transforms of a node: ship a function, name its versions, read its failures back."""
 
+import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -182,7 +183,7 @@ class TransformsHandle:
             ),
             decoder=decoder,
             fields=None if fields is None else list(fields),
-            args=None if args is None else dict(args),
+            args=_json_arguments(args),
             environment=env if env is not None else marks.get("env"),
             allow_pickle=allow_pickle,
             probe=None if probe is None else probe_uri(probe),
@@ -262,6 +263,21 @@ def _choose_name(name: str, shipment: "Shipment", marks: Marks) -> str:
     return check_name(given)
 
 
+def _json_arguments(args: Mapping[str, object] | None) -> dict[str, object] | None:
+    """The arguments as the node gets them; none at all are None.
+
+    Raises:
+        BadRequest: JSON cannot say them.
+    """
+    if not args:
+        return None
+    try:
+        text = json.dumps(dict(args), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise BadRequest(f"args are sent as JSON, which cannot say them: {error}") from None
+    return msgspec.json.decode(text, type=dict[str, object])
+
+
 def _marks_of_file(target: str) -> Marks:
     file, _, function = target.rpartition(":")
     with open(file, encoding="utf-8") as source:
@@ -288,13 +304,13 @@ def _read_registration(answer: Answer, progress: Callable[[str], None] | None) -
 
 
 def _transform_path(name: str) -> str:
-    return f"/api/transforms/{quote(_version_of(name), safe='@._-')}"
+    return f"/api/transforms/{quote(_version_of(name), safe='@,=._-')}"
 
 
 def _version_of(spec: str) -> str:
-    """`name@digits` of a spec; options do not matter to what is registered."""
+    """`name@digits` of a spec and its `args`; other options do not matter to what is registered."""
     parsed = Spec.parse(spec)
-    return parsed.name if parsed.digest is None else f"{parsed.name}@{parsed.digest}"
+    return str(Spec(parsed.name, parsed.digest, args=parsed.args))
 
 
 def _print_progress(text: str) -> None:

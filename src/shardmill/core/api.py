@@ -141,7 +141,7 @@ class FailureInfo(msgspec.Struct, frozen=True):
     time: float
     request: str
     transform: str
-    """`name@` + 12 digits."""
+    """`name@` + 12 digits (+ `,args=`)."""
     bucket: str
     object: str
     """Key of the shard."""

@@ -65,7 +65,7 @@ class FailureLog:
         """Failures that match all that is given, oldest first.
 
         Args:
-            transform: A name, or `name@digits`.
+            transform: A name, `name@digits`, or that and `,args=`.
             bucket: `provider://name`.
             key: Of the shard, or of the sample.
             request: Request id.
@@ -116,6 +116,9 @@ class FailureLog:
 
 
 def _is_of(label: str, transform: str) -> bool:
-    name, at, digits = transform.partition("@")
-    known_name, _, known_digits = label.partition("@")
-    return name == known_name and (not at or known_digits.startswith(digits[: len(known_digits)]))
+    wanted, _, wanted_args = transform.partition(",")
+    known, _, known_args = label.partition(",")
+    name, at, digits = wanted.partition("@")
+    known_name, _, known_digits = known.partition("@")
+    is_same_code = name == known_name and (not at or known_digits.startswith(digits[: len(known_digits)]))
+    return is_same_code and wanted_args in ("", known_args)

@@ -17,7 +17,7 @@ import msgspec
 
 from shardmill.core.api import Code, ProbeReport, TransformInfo, TransformRequest
 from shardmill.core.errors import BadRequest, Conflict, TransformNotFound
-from shardmill.core.specs import SPEC_DIGITS
+from shardmill.core.specs import SPEC_DIGITS, Spec
 
 FORM = 1
 """Of the normal form and of this record; raised when either changes."""
@@ -44,8 +44,8 @@ class Version:
 
     @property
     def label(self) -> str:
-        """`name@` + 12 digits, for people and records."""
-        return f"{self.info.name}@{self.info.digest[:SPEC_DIGITS]}"
+        """`name@` + 12 digits (+ `,args=`), for people and records."""
+        return self.info.uuid
 
 
 class _Record(msgspec.Struct, frozen=True):
@@ -92,7 +92,7 @@ class Versions:
         return list(self._versions.values())
 
     def get(self, name: str, digest: str | None = None, args: str | None = None) -> Version:
-        """A version by at least 12 digits of its digest, or the newest of a name.
+        """A version by at least 12 digits of its digest and its arguments, or the newest of a name.
 
         Raises:
             TransformNotFound: There is none.
@@ -100,17 +100,28 @@ class Versions:
         """
         found = [
             version
-            for (known_name, known_digest, known_args), version in self._versions.items()
-            if known_name == name and known_digest.startswith(digest or "") and (digest is None or known_args == args)
+            for key, version in self._versions.items()
+            if _fits(key, name, digest, args) and (digest is None or key[2] == args)
         ]
         if not found:
             known = sorted({known_name for known_name, _, _ in self._versions})
-            what = name if digest is None else f"{name}@{digest}" + (f",args={args}" if args else "")
             hint = f"registered: {', '.join(known)}" if known else "none is registered"
-            raise TransformNotFound(f"no transform {what!r} ({hint})")
+            raise TransformNotFound(f"no transform {str(Spec(name, digest, args=args))!r} ({hint})")
         if digest is not None and len({version.info.digest for version in found}) > 1:
             raise Conflict(f"transform {name}@{digest} stands for several versions; give more digits")
         return found[-1]
+
+    def find(self, name: str, digest: str | None, args: str | None) -> Version:
+        """A version for people: without arguments the one registered last with whatever arguments.
+
+        Raises:
+            TransformNotFound: There is none.
+            Conflict: The digits fit several.
+        """
+        keys = [key for key in self._versions if _fits(key, name, digest, args)]
+        if args is None and keys:
+            args = keys[-1][2]
+        return self.get(name, digest, args)
 
     async def add(self, version: Version) -> bool:
         """Keep a version and make it the newest of its name; False: it was known."""
@@ -134,16 +145,16 @@ class Versions:
             self._versions[key] = version
             return known is None
 
-    async def remove(self, name: str, digest: str | None) -> None:
+    async def remove(self, name: str, digest: str | None, args: str | None = None) -> None:
         """Forget a version, or all of a name; runs that go on keep what they have.
 
         Raises:
             TransformNotFound: There is none.
         """
         async with self._lock:
-            keys = [key for key in self._versions if key[0] == name and key[1].startswith(digest or "")]
+            keys = [key for key in self._versions if _fits(key, name, digest, args)]
             if not keys:
-                raise TransformNotFound(f"no transform {name if digest is None else f'{name}@{digest}'!r}")
+                raise TransformNotFound(f"no transform {str(Spec(name, digest, args=args))!r}")
             for key in keys:
                 del self._versions[key]
             await asyncio.to_thread(self._erase, keys)
@@ -195,14 +206,17 @@ class Versions:
             stray.unlink(missing_ok=True)
 
 
+def _fits(key: tuple[str, str, str | None], name: str, digest: str | None, args: str | None) -> bool:
+    return key[0] == name and key[1].startswith(digest or "") and args in (None, key[2])
+
+
 def build_info(request: TransformRequest, environment: str, probe: ProbeReport | None) -> TransformInfo:
     """What is known of a version that is registered now."""
     digest = compute_digest(request)
-    args = arguments_hash(request.args)
     return TransformInfo(
         name=request.name,
         digest=digest,
-        uuid=f"{request.name}@{digest[:SPEC_DIGITS]}" + (f",args={args}" if args else ""),
+        uuid=str(Spec(request.name, digest[:SPEC_DIGITS], args=arguments_hash(request.args))),
         kind=request.kind,
         decoder=request.decoder,
         fields=sorted(request.fields) if request.fields is not None else None,

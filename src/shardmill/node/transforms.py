@@ -87,15 +87,15 @@ class Transforms:
         self._access.check(principal, "read", None)
         return [version.info for version in self._engine.versions.list()]
 
-    def get(self, principal: Principal, name: str, digest: str | None) -> TransformDetails:
+    def get(self, principal: Principal, name: str, digest: str | None, args: str | None) -> TransformDetails:
         self._access.check(principal, "read", None)
-        version = self._find(name, digest)
+        version = self._engine.versions.find(name, digest, args)
         return TransformDetails(version.info, self._engine.statistics_of(version))
 
-    async def remove(self, principal: Principal, name: str, digest: str | None) -> None:
+    async def remove(self, principal: Principal, name: str, digest: str | None, args: str | None) -> None:
         self._access.check(principal, "run", None)
         labels = {version.label for version in self._engine.versions.list() if version.info.name == name}
-        await self._engine.versions.remove(name, digest)
+        await self._engine.versions.remove(name, digest, args)
         for label in labels - {version.label for version in self._engine.versions.list()}:
             self._engine.failures.forget(label)
 
@@ -183,17 +183,6 @@ class Transforms:
         if spec.digest is None and spec.args is not None:
             raise BadRequest(f"transform {str(spec)!r}: args without a version")
         return self._engine.versions.get(spec.name, spec.digest, spec.args)
-
-    def _find(self, name: str, digest: str | None) -> Version:
-        if digest is None:
-            return self._engine.versions.get(name)
-        matching = [
-            version
-            for version in self._engine.versions.list()
-            if version.info.digest.startswith(digest) and version.info.name == name
-        ]
-        args = Spec.parse(matching[-1].info.uuid).args if matching else None
-        return self._engine.versions.get(name, digest, args)
 
     def _head(self, plan: Plan, spec: Spec, *, run: str | None) -> TransformedHead:
         resolved = replace(spec, digest=plan.version.info.digest[:SPEC_DIGITS], args=plan.spec.args)

@@ -169,11 +169,13 @@ def _bucket(call: Call) -> Bucket:
     return Bucket.of(unquote_path(parts[3]), unquote_path(parts[4]))
 
 
-def _named(call: Call) -> tuple[str, str | None]:
-    """Name and digest of `/api/transforms/NAME[@DIGEST]`."""
+def _named(call: Call) -> tuple[str, str | None, str | None]:
+    """Name, digest and hash of arguments of `/api/transforms/NAME[@DIGEST[,args=HASH]]`."""
     text = unquote_path(call.path.removeprefix("/api/transforms/"))
-    name, _, digest = text.partition(",")[0].partition("@")
-    return name, digest or None
+    head, *options = text.split(",")
+    name, _, digest = head.partition("@")
+    args = next((option.removeprefix("args=") for option in options if option.startswith("args=")), None)
+    return name, digest or None, args
 
 
 def _limit(text: str | None) -> int:

@@ -16,6 +16,7 @@ from shardmill.core.meta import ObjectMeta
 from shardmill.core.paths import parse_transformed_path, render_transformed
 from shardmill.core.refs import ObjectRef
 from shardmill.core.sources import InFile
+from shardmill.core.specs import Spec
 from shardmill.node.transforms import TransformedFile, TransformedHead, TransformedStream, Transforms
 from shardmill.server.body import Sender, hand_on, seen_through
 from shardmill.server.calls import Call
@@ -113,7 +114,7 @@ def _head_of(ref: ObjectRef, head: TransformedHead, meta: ObjectMeta | None) -> 
     answer = web.StreamResponse(headers=UNTRUSTED)
     answer.headers["Content-Type"] = "application/x-tar"
     answer.headers["Accept-Ranges"] = "none" if meta is None else "bytes"
-    answer.headers["Shardmill-Transform"] = f"{head.spec.name}@{head.spec.digest}"
+    answer.headers["Shardmill-Transform"] = str(Spec(head.spec.name, head.spec.digest, args=head.spec.args))
     if meta is not None:
         describe_bytes(answer, meta)
     if head.run is not None:
