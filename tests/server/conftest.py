@@ -12,9 +12,14 @@ MAX_OBJECT = 100_000_000  # bytes
 
 
 @pytest.fixture(scope="session")
-def wire(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wire]:
+def notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory behind `ais://notes`."""
+    return tmp_path_factory.mktemp("notes")
+
+
+@pytest.fixture(scope="session")
+def wire(shards: Path, notes: Path) -> Iterator[Wire]:
     """`ais://pool`; `gs://sharded-imagenet`, read-only; `ais://notes`, a directory that can be written."""
-    notes = tmp_path_factory.mktemp("notes")
     buckets = ["ais://pool", f"gs://sharded-imagenet=dir:{shards}", f"ais://notes=dir-rw:{notes}"]
     flags = [word for bucket in buckets for word in ("--bucket", bucket)]
     environ = {"SHARDMILL_STORAGE_MAX_OBJECT": str(MAX_OBJECT)}

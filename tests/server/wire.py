@@ -106,6 +106,10 @@ class Peer:
         data, self._pending = self._pending or self._receive(), b""
         return data
 
+    def unread(self, data: bytes) -> None:
+        """Put back what `read_some` gave."""
+        self._pending = data + self._pending
+
     def wait_closed(self, *, drop: bool = False) -> None:
         """Return when the node has closed the connection; `drop`: whatever it still sends may be lost."""
         if drop:

@@ -91,7 +91,8 @@ def _etags(header: str | None, *, strong: bool) -> tuple[str, ...] | None:
 
 
 def _date(header: str | None) -> datetime | None:
-    if header is None:
+    # A list of dates, as doubled headers make, is no date.
+    if header is None or header.count(",") > 1:
         return None
     try:
         parsed = parsedate_to_datetime(header)
