@@ -14,7 +14,7 @@ from shardmill.core.specs import Spec
 from shardmill.etl.batches import Batch, Dropped, Failed, Loss, Out, Result, StageSeconds
 from shardmill.etl.environments import Environment
 from shardmill.etl.run_state import RunState, SampleFailed
-from shardmill.etl.spool import RunOutput
+from shardmill.etl.spool import RunOutput, release_views
 from shardmill.etl.statistics import VersionCounters
 from shardmill.etl.versions import Version
 from shardmill.etl.workers import WorkerPool
@@ -255,12 +255,14 @@ class Run:
                 await output.wait_changed()
                 continue
             is_written = False
+            pieces = [held.chunk.data for held in taken]
             try:
-                await spool.append([held.chunk.data for held in taken])
+                await spool.append(pieces)
                 is_written = True
             except ShardmillError as error:
                 logger.info("the result of run %d is not kept: %s", self.number, error)
             finally:
+                release_views(pieces)
                 output.end_spooling(taken, is_written=is_written)
             self._on_progress()
         if not output.is_spooling:

@@ -7,7 +7,7 @@ it can grow no more, bytes stay in memory until the slowest reader has them, and
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from shardmill.core.errors import Busy, ShardmillError
 from shardmill.core.sources import InFile, InMemory, Slice
@@ -243,6 +243,7 @@ class Follower:
         self.waits_for_all = waits_for_all
         self._output = output
         self._held: _Held | None = None
+        self._views: list[memoryview | bytes] = []
         self._given = 0
         self._changed = asyncio.Event()
         self._is_closed = False
@@ -300,25 +301,36 @@ class Follower:
             self._given = found.stop
             return found
         self._held, self._given = found, found.stop
-        data = output.use(found)
-        return InMemory(data[self.position - found.start :])
+        whole = output.use(found)
+        data = whole[self.position - found.start :]
+        self._views = [whole, data]
+        return InMemory(data)
 
     def close(self) -> None:
         if not self._is_closed:
             self._is_closed = True
-            if self._held is not None:
-                self._output.done(self._held)
-                self._held = None
+            self._drop()
             self._output.leave(self)
 
     def _end_slice(self) -> None:
-        if self._held is not None:
-            held, self._held = self._held, None
-            self._output.done(held)
+        self._drop()
         if self._given > self.position:
             self.position = self._given
             self._output.moved()
 
+    def _drop(self) -> None:
+        if self._held is not None:
+            release_views(self._views)
+            self._output.done(self._held)
+            self._held, self._views = None, []
+
     async def _wait(self) -> None:
         self._changed.clear()
         await self._changed.wait()
+
+
+def release_views(views: Iterable[memoryview | bytes]) -> None:
+    """Let go of shared memory now: a forgotten view keeps a worker's whole arena, and its descriptor, alive."""
+    for view in views:
+        if isinstance(view, memoryview):
+            view.release()
