@@ -20,9 +20,9 @@ from shardmill.core.meta import ObjectMeta
 from shardmill.core.refs import Bucket, unquote_path
 from shardmill.node.node import Node
 from shardmill.node.objects import MAX_PAGE
-from shardmill.server.body import hand_on
 from shardmill.server.calls import Call
 from shardmill.server.errors import error_body, unexpected
+from shardmill.server.handing import hand_on
 from shardmill.server.intake import receive
 from shardmill.server.openapi import document
 

@@ -17,10 +17,11 @@ from shardmill.core.errors import (
 )
 from shardmill.node.node import Node
 from shardmill.server.api import Api
-from shardmill.server.body import Sender, patience_with_reader
+from shardmill.server.body import Sender
 from shardmill.server.calls import Call
 from shardmill.server.connections import Connection
 from shardmill.server.errors import Cut, error_answer, unexpected
+from shardmill.server.handing import patience_with_reader
 from shardmill.server.intake import check_framing
 from shardmill.server.metrics import CONTENT_TYPE, Metrics
 from shardmill.server.objects import ObjectFace

@@ -7,9 +7,8 @@ completed. A sendfile call holds its thread until the kernel has taken the bytes
 import asyncio
 import os
 import select
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from aiohttp import web
@@ -19,7 +18,9 @@ from shardmill.core.errors import PreconditionFailed, RangeNotSatisfiable, Shard
 from shardmill.core.ranges import ByteRange, content_range
 from shardmill.core.sources import Source
 from shardmill.server.calls import Call
-from shardmill.server.errors import Cut, Stalled
+from shardmill.server.errors import Cut
+from shardmill.server.framed import FramedSender
+from shardmill.server.handing import hand_on, patience_with_reader
 
 SMALL = 64 << 10  # bytes; below this one write costs less than a hop to a thread
 BLOCK = 1 << 20
@@ -43,7 +44,13 @@ class Sender:
         self._send_timeout = send_timeout
 
     async def answer(
-        self, call: Call, source: Source, what: str, head: Callable[[int], web.StreamResponse]
+        self,
+        call: Call,
+        source: Source,
+        what: str,
+        head: Callable[[int], web.StreamResponse],
+        *,
+        is_framed: bool = False,
     ) -> web.StreamResponse:
         """Answer GET or HEAD of an opened object, with Range and conditions (RFC 9110 §13, §14).
 
@@ -54,6 +61,7 @@ class Sender:
             source: Closed by the caller.
             what: Names the object in errors.
             head: Makes the answer for a status, with all headers but those of length and range.
+            is_framed: It is a shard made here; sent whole, it stops inside a payload whatever stops it.
 
         Raises:
             PreconditionFailed, RangeNotSatisfiable: As the request's headers demand.
@@ -78,7 +86,8 @@ class Sender:
             answer.headers["Content-Range"] = content_range(start, stop, meta.size)
         answer.content_length = stop - start
         if call.method == "GET":
-            await self.send(call, answer, source, start, stop)
+            send = self._send_framed if is_framed and status == 200 else self.send
+            await send(call, answer, source, start, stop)
         return answer
 
     async def send(self, call: Call, answer: web.StreamResponse, source: Source, start: int, stop: int) -> None:
@@ -107,6 +116,23 @@ class Sender:
             tail = await self._read(source, last, stop)
             await source.check_unchanged()
             await self._write(call, answer, tail, first=False)
+        except (ShardmillError, OSError) as error:
+            raise Cut(str(error)) from error
+
+    async def _send_framed(self, call: Call, answer: web.StreamResponse, source: Source, start: int, stop: int) -> None:
+        await source.ensure(start, min(stop, start + BLOCK))
+        await call.send_head(answer)
+        try:
+            with FramedSender(call, answer, self._send_timeout) as sender:
+                while start < stop:
+                    piece = min(stop, start + BLOCK)
+                    await source.ensure(start, piece)
+                    data = await self._read(source, start, piece)
+                    if piece == stop:
+                        await source.check_unchanged()
+                    await sender.write(data)
+                    start = piece
+                await sender.finish()
         except (ShardmillError, OSError) as error:
             raise Cut(str(error)) from error
 
@@ -193,31 +219,6 @@ async def seen_through(work: asyncio.Future[Value]) -> Value:
         await asyncio.wait([work])
         work.exception()  # marks it retrieved: its waiter has gone
         raise
-
-
-async def hand_on(call: Call, answer: web.StreamResponse, data: bytes | memoryview, seconds: float) -> None:
-    """Write a piece of a body.
-
-    Raises:
-        Cut: The reader went away.
-        Stalled: It took nothing for `seconds`.
-    """
-    try:
-        async with patience_with_reader(seconds):
-            await answer.write(data)
-    except ConnectionError as error:
-        raise Cut("the reader went away") from error
-    call.sent += len(data)
-
-
-@asynccontextmanager
-async def patience_with_reader(seconds: float) -> AsyncIterator[None]:
-    """Raises Stalled when what is done inside takes longer."""
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError:
-        raise Stalled(f"the reader took nothing for {seconds:g} s") from None
 
 
 async def _flush(transport: asyncio.Transport, seconds: float) -> None:

@@ -1,12 +1,11 @@
 """`/t/{provider}/{bucket}/[{dirs}/]{spec}~{file}`: transformed objects, streamed while they are made.
 
 A run that fails midway ends the connection without the final chunk; what was sent until then ends inside a payload. A
-finished result is answered like any stored object.
+finished result is answered like any stored object, and stops as a run does.
 """
 
 import asyncio
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from aiohttp import web
@@ -18,15 +17,11 @@ from shardmill.core.refs import ObjectRef
 from shardmill.core.sources import InFile
 from shardmill.core.specs import Spec
 from shardmill.node.transforms import TransformedFile, TransformedHead, TransformedStream, Transforms
-from shardmill.server.body import Sender, hand_on, seen_through
+from shardmill.server.body import Sender, seen_through
 from shardmill.server.calls import Call
 from shardmill.server.errors import Cut
+from shardmill.server.framed import FramedSender
 from shardmill.server.objects import UNTRUSTED, describe_bytes
-
-SLICE = 1 << 20  # bytes that a reader must take within `send_timeout`
-
-# From 3.12 on transports keep the buffer they are given; its memory is used again once the next chunk is asked for.
-_COPIES = sys.version_info >= (3, 12)
 
 _NEED_THE_WHOLE = ("Range", "If-Match", "If-Range", "If-Unmodified-Since")
 """Headers that only a finished result can answer to."""
@@ -75,7 +70,7 @@ class TransformedFace:
             answer.set_status(status)
             return answer
 
-        return await self._sender.answer(call, made.source, f"{made.head.spec}~{ref}", head)
+        return await self._sender.answer(call, made.source, f"{made.head.spec}~{ref}", head, is_framed=True)
 
     async def _stream(self, call: Call, ref: ObjectRef, made: TransformedStream) -> web.StreamResponse:
         if call.request.version < (1, 1):
@@ -85,12 +80,10 @@ class TransformedFace:
         answer.enable_chunked_encoding()
         await call.send_head(answer)
         try:
-            while (part := await made.reading.next()) is not None:
-                if isinstance(part, InFile):
-                    await self._write(call, answer, memoryview(await self._read(part)), is_ours=True)
-                else:
-                    await self._write(call, answer, memoryview(part.data), is_ours=False)
-            await answer.write_eof()
+            with FramedSender(call, answer, self._send_timeout) as sender:
+                while (part := await made.reading.next()) is not None:
+                    await sender.write(await self._read(part) if isinstance(part, InFile) else part.data)
+                await sender.finish()
         except (ShardmillError, ConnectionError) as error:
             raise Cut(str(error)) from error
         return answer
@@ -102,11 +95,6 @@ class TransformedFace:
         if len(data) != part.stop - part.start:
             raise ServerError("what was spooled cannot be read")
         return data
-
-    async def _write(self, call: Call, answer: web.StreamResponse, chunk: memoryview, *, is_ours: bool) -> None:
-        for start in range(0, len(chunk), SLICE):
-            piece = chunk[start : start + SLICE]
-            await hand_on(call, answer, bytes(piece) if _COPIES and not is_ours else piece, self._send_timeout)
 
 
 def _head_of(ref: ObjectRef, head: TransformedHead, meta: ObjectMeta | None) -> web.StreamResponse:

@@ -1,0 +1,129 @@
+"""Sending a shard that was made here so that it stops inside a payload, whatever stops it.
+
+A kill -9 leaves whatever part of a write the kernel had room for. So bytes among which a tar reader would take a stop
+for the end are given to the kernel at once, and only when it has room for them all.
+"""
+
+import asyncio
+import os
+import select
+import socket
+import sys
+from types import TracebackType
+from typing import Self
+
+from aiohttp import web
+
+from shardmill.server.calls import Call
+from shardmill.server.errors import Cut
+from shardmill.server.handing import hand_on, patience_with_reader
+from shardmill.shards.stops import WHOLE, Stretch, Stretches
+
+SLICE = 1 << 20  # bytes that a reader must take within the time-out
+MAX_WHOLE = 64 << 10  # bytes given to the kernel at once
+
+# From 3.12 on transports keep the buffer they are given; its memory may be used again once `write` has returned.
+_COPIES = sys.version_info >= (3, 12)
+
+
+class FramedSender:
+    """Writes the body of one answer. Use as a context manager: leaving it frees what watches the socket.
+
+    Args:
+        call: Its request; bytes are counted there.
+        answer: Its head is sent.
+        send_timeout: Seconds that a reader may take no byte.
+    """
+
+    def __init__(self, call: Call, answer: web.StreamResponse, send_timeout: float) -> None:
+        self._call = call
+        self._answer = answer
+        self._send_timeout = send_timeout
+        self._stretches = Stretches()
+        transport = call.request.transport
+        # Under TLS a record arrives whole or not at all, and a whole stretch is one record.
+        is_plain = transport is not None and transport.get_extra_info("sslcontext") is None
+        self._room = _Room(transport) if transport is not None and is_plain else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._room is not None:
+            self._room.close()
+
+    async def write(self, data: memoryview | bytes) -> None:
+        """Send the next bytes, up to the last place where the stream may stop; `data` may change afterwards.
+
+        Raises:
+            Cut: The reader went away.
+            Stalled: It takes nothing.
+        """
+        if self._room is not None:
+            self._stretches.limit = self._room.size
+        for stretch in self._stretches.feed(data):
+            await self._send(stretch)
+
+    async def finish(self) -> None:
+        """Send what is left and end the body."""
+        for stretch in self._stretches.finish():
+            await self._send(stretch)
+        await self._answer.write_eof()
+
+    async def _send(self, stretch: Stretch) -> None:
+        if stretch.is_whole and self._room is not None and not self._room.is_there:
+            async with patience_with_reader(self._send_timeout):
+                await self._room.wait()
+        view = memoryview(stretch.data)
+        for start in range(0, len(view), SLICE):
+            piece = view[start : start + SLICE]
+            kept = bytes(piece) if _COPIES and not stretch.is_whole else piece
+            await hand_on(self._call, self._answer, kept, self._send_timeout)
+
+
+class _Room:
+    """Room in a connection's socket: nothing waits to be sent, and the kernel takes more.
+
+    Linux says that a socket can be written when a third of its buffer is free, some 15 KiB at the least; half of that
+    is left for what the kernel counts beside the bytes.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._socket: socket.socket = transport.get_extra_info("socket")
+        # A copy of the descriptor: the loop watches the transport's own for the transport.
+        self._descriptor = os.dup(self._socket.fileno())
+        self._poller = select.poll()
+        self._poller.register(self._descriptor, select.POLLOUT)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes to the last when there is room."""
+        return max(WHOLE, min(MAX_WHOLE, self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 6))
+
+    @property
+    def is_there(self) -> bool:
+        return not self._transport.get_write_buffer_size() and bool(self._poller.poll(0))
+
+    async def wait(self) -> None:
+        """Return when there is room; raises Cut when the reader went away."""
+        loop = asyncio.get_running_loop()
+        while not self.is_there:
+            if self._transport.is_closing():
+                raise Cut("the reader went away")
+            writable: asyncio.Future[None] = loop.create_future()
+            loop.add_writer(self._descriptor, _wake, writable)
+            try:
+                await writable
+            finally:
+                loop.remove_writer(self._descriptor)
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,0 +1,116 @@
+"""Where a stream of framed samples may stop: inside a payload, and nowhere else.
+
+Tar readers take a stop anywhere from the end of a payload to the end of the next header for the end of the archive, and
+a process can be killed between any two bytes that it gives to the kernel. So those bytes have to be given all at once.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from shardmill.shards.framing import BLOCK, padding
+from shardmill.shards.tar import MAX_EXTENSION
+
+WHOLE = 8 << 10  # bytes of a whole stretch at most, where members have payloads; any socket with room takes as much
+_SHORT = 2 << 10  # bytes of payload that are rather joined to what surrounds them than sent apart
+_TOO_MUCH = 64 << 10  # bytes of headers in a row; no socket takes more at once for sure
+
+_ZEROS = bytes(BLOCK)
+_REGULAR = frozenset((b"0", b"\0"))
+
+
+class Stretch(NamedTuple):
+    """Consecutive bytes of the stream."""
+
+    data: memoryview | bytes
+    """A view of what was fed is valid as long as that is."""
+    is_whole: bool
+    """The stream may stop before these bytes and behind them, not among them; otherwise anywhere."""
+
+
+class Stretches:
+    """Cuts a tar stream, as `shards.framing` writes it, by where it may stop; sans I/O.
+
+    What is no such tar is passed on as bytes that may stop anywhere.
+    """
+
+    def __init__(self) -> None:
+        self.limit = WHOLE
+        """Bytes of a whole stretch at most, where members have payloads; at least `WHOLE`. Larger ones cost less."""
+        self._whole = bytearray()
+        self._header = bytearray()
+        self._loose = 0
+        """Bytes of the payload among which the stream may stop."""
+        self._fixed = 0
+        """Bytes to the next header among which it may not."""
+        self._is_inside = False
+        """In a payload, before its last byte: here the stream may stop."""
+        self._is_open = False
+        """What follows may stop anywhere: it lies behind the last member."""
+
+    def feed(self, data: memoryview | bytes) -> Iterator[Stretch]:
+        """Stretches of what was fed, up to the last place where the stream may stop; take them all."""
+        view = memoryview(data)
+        position = 0
+        while position < len(view):
+            if self._is_open:
+                yield Stretch(view[position:], False)
+                return
+            if self._loose:
+                piece = view[position : position + self._loose]
+                self._loose -= len(piece)
+                if self._whole:
+                    self._whole += piece
+                else:
+                    yield Stretch(piece, False)
+            elif self._fixed:
+                piece = view[position : position + self._fixed]
+                self._fixed -= len(piece)
+                self._whole += piece
+                self._is_inside = False
+            else:
+                piece = view[position : position + BLOCK - len(self._header)]
+                self._header += piece
+                if len(self._header) == BLOCK:
+                    yield from self._step()
+            position += len(piece)
+        if self._is_inside:
+            yield from self._give()
+
+    def finish(self) -> Iterator[Stretch]:
+        """What is left at the stream's end. A stream that failed leaves it unsent."""
+        rest = bytes(self._whole + self._header)
+        self._whole.clear()
+        self._header.clear()
+        if rest:
+            yield Stretch(rest, False)
+
+    def _step(self) -> Iterator[Stretch]:
+        """A header is complete: its payload is where the stream may stop next."""
+        header = bytes(self._header)
+        self._header.clear()
+        self._whole += header
+        size = _size(header)
+        is_regular = header[156:157] in _REGULAR
+        if size is None or (size > MAX_EXTENSION and not is_regular):
+            self._is_open = True
+        elif is_regular and size:
+            self._loose, self._fixed = size - 1, 1 + padding(size)
+        else:
+            # An extension header is a part of the member behind it, so a stop in its body is one between members.
+            self._fixed = size + padding(size)
+        self._is_inside = is_regular and bool(size)
+        is_enough = self._loose > _SHORT or len(self._whole) > self.limit - _SHORT - 2 * BLOCK
+        if (self._is_inside and is_enough) or self._is_open or len(self._whole) > self.limit + _TOO_MUCH:
+            yield from self._give()
+
+    def _give(self) -> Iterator[Stretch]:
+        whole = bytes(self._whole)
+        self._whole.clear()
+        if whole:
+            yield Stretch(whole, True)
+
+
+def _size(header: bytes) -> int | None:
+    """Bytes behind a header; None for the end of the archive and for what is no header."""
+    digits = header[124:135]
+    return int(digits, 8) if header != _ZEROS and digits.isdigit() and not digits.strip(b"01234567") else None
