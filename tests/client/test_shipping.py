@@ -1,241 +1,301 @@
-"""Functions leave for another process: what they take along, what they are known by, and what cannot leave."""
+"""Functions leave for another process and work there as they did here."""
 
+import enum
+import functools
 import json
 import os
-import subprocess
+import pickle
+import random
+import re
 import sys
+import threading
+import xml.dom.minidom
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import cloudpickle
+import numpy as np
+import PIL.Image
 import pytest
 
 from shardmill.client.shipping import CannotShip, Shipment, ship, ship_file
 from shardmill.client.transforms import legal_name
 from shardmill.core.errors import BadRequest
-from shardmill.marking import transform
-
-Files = dict[str, str]
-
-SHIP = "\nfrom shardmill.client.shipping import ship\n\n{before}s = ship({what})\n"
-REPORT = """
-import json, sys
-print(json.dumps({"form": s.form, "modules": list(s.modules), "label": s.label, "name": s.name}))
-open(sys.argv[1], "wb").write(s.payload)
-"""
-# As a worker is: nothing of the user's is there, and of this package nothing at all.
-LOAD = """
-import json, pickle, sys
-sys.path += json.loads(sys.argv[2])
-sys.modules["shardmill"] = None
-function = pickle.load(open(sys.argv[1], "rb"))
-print(json.dumps(function(json.loads(sys.argv[3]))))
-"""
-
-
-@dataclass(frozen=True)
-class Shipped:
-    """What a client process said of its function."""
-
-    form: str
-    modules: list[str]
-    label: str
-    name: str
-    payload: Path
-
-    def call(self, argument: object) -> Any:
-        """What the function returns in a fresh interpreter."""
-        import cloudpickle
-        import numpy
-
-        paths = sorted({str(Path(str(module.__file__)).parent.parent) for module in (cloudpickle, numpy)})
-        arguments = [str(self.payload), json.dumps(paths), json.dumps(argument)]
-        return json.loads(run_python("-I", "-S", "-c", LOAD, *arguments, directory=self.payload.parent))
-
-
-def run_python(*arguments: str, directory: Path, hash_seed: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=directory,
-        env={**os.environ, "PYTHONHASHSEED": str(hash_seed), "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def ship_from(
-    directory: Path, script: str, files: Files | None = None, *, what: str = "augment", before: str = "", seed: int = 0
-) -> Shipped:
-    """Ship a function from a script of its own process."""
-    for name, text in {**(files or {}), "job.py": script + SHIP.format(what=what, before=before) + REPORT}.items():
-        path = directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    payload = directory / f"{what}-{seed}.code"
-    return Shipped(
-        **json.loads(run_python("job.py", str(payload), directory=directory, hash_seed=seed)), payload=payload
-    )
-
-
-SCRIPT = """
-import dataclasses
-import enum
-import functools
-import logging
-import re
-import numpy as np
-import helpers
-import package.part
-
-WORDS = {"alpha", "beta", "gamma", "delta", 3, (1, "x")}
-PATTERN = re.compile(r"[a-z]+")
-ARRAY = np.arange(6, dtype=np.float32).reshape(2, 3)
-logger = logging.getLogger(__name__)
-
-
-class Colour(enum.Enum):
-    RED = 1
-    BLUE = 2
+from tests.client.processes import LOAD, Shipped, capturing, come_back, form, run_python, ship_from
 
 
 class Base:
     scale = 2
 
-    def apply(self, x):
-        return x * self.scale
+    def __init__(self, start: int = 1) -> None:
+        self.start = start
+
+    def __call__(self, sample: int) -> int:
+        return self.start + sample * self.scale
+
+    def method(self, sample: int) -> int:
+        return self(sample) + 100
 
 
-@dataclasses.dataclass
-class Twice(Base):
-    tags: set = dataclasses.field(default_factory=lambda: {"a", "b", "c"})
+class Slotted(Base):
+    __slots__ = ("extra",)
 
-    def apply(self, x):
-        return super().apply(x) + len(self.tags)
+    def __init__(self) -> None:
+        super().__init__(5)
+        self.extra = 7
 
+    @functools.cached_property
+    def doubled(self) -> int:
+        return self.extra * 2
 
-TWICE = Twice()
-
-
-@functools.lru_cache(maxsize=4)
-def cached(x):
-    return x + 1
-
-
-def is_even(n):
-    return True if n == 0 else is_odd(n - 1)
+    def __call__(self, sample: int) -> int:
+        return super().__call__(sample) + self.doubled
 
 
-def is_odd(n):
-    return False if n == 0 else is_even(n - 1)
+class Colour(enum.Enum):
+    RED = "r"
+    BLUE = "b"
+
+    @property
+    def other(self) -> "Colour":
+        return Colour.BLUE if self is Colour.RED else Colour.RED
 
 
-def augment(sample, *, letters=frozenset({"z", "y", "x"})):
-    import helpers as again
-    from package.part import third
+class Bits(enum.Flag):
+    A = 1
+    B = 2
 
-    class Local:
-        words = WORDS
 
-    logger.debug("at work")
-    return [
-        TWICE.apply(sample), sorted(map(str, Local.words)), PATTERN.match("ab1").group(), float(ARRAY.sum()),
-        Colour.RED.name, helpers.scale(2), again.scale(5), package.part.second(), third(), cached(4), is_even(10),
-        sorted(letters), [word for word in ("q", "u") if word in {"q", "r", "s"}],
-    ]
-"""
-FILES = {
-    "helpers.py": "import threading\nLOCK = threading.Lock()\nFACTOR = 3\n\n\ndef scale(x):\n    return x * FACTOR\n",
-    "package/__init__.py": "",
-    "package/part.py": "from . import deep\n\n\ndef second():\n    return deep.value()\n\n\n"
-    "def third():\n    from .deep import value\n    return value() + 1\n",
-    "package/deep.py": "def value():\n    return 42\n",
+class Pair(NamedTuple):
+    left: int
+    right: int = 9
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Frozen:
+    x: int
+    tags: set[str] = field(default_factory=lambda: {"t"}, compare=False)
+
+
+def decorated(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    @functools.wraps(function)
+    def wrapper(sample: Any) -> Any:
+        return ["wrapped", function(sample)]
+
+    return wrapper
+
+
+@decorated
+def wrapped(sample: int) -> int:
+    return sample + 1
+
+
+@functools.cache
+def remembered(sample: int) -> int:
+    return sample * 3
+
+
+CONSTANT = 11
+
+
+def with_local_class(sample: int) -> Any:
+    class Local(Base):
+        kept = CONSTANT
+
+        def both(self) -> tuple[int, int]:
+            return super().method(sample), self.kept
+
+    return Local().both()
+
+
+def counts_down(sample: int) -> int:
+    return 0 if sample == 0 else 1 + counts_down(sample - 1)
+
+
+ARRAY = np.arange(6, dtype=np.int16).reshape(2, 3)
+PICTURE = PIL.Image.new("RGB", (3, 3), (1, 2, 3))
+
+ROUND_TRIPS: dict[str, tuple[Callable[..., Any], Any]] = {
+    "a function": (counts_down, 5),
+    "a decorated function": (wrapped, 3),
+    "a cached function": (remembered, 4),
+    "a lambda": (lambda sample: sample + CONSTANT, 1),
+    "a partial": (functools.partial(divmod, 17), 5),
+    "a bound method": (Base(3).method, 4),
+    "a callable object": (Slotted(), 3),
+    "a class": (Base, 3),
+    "a local class": (with_local_class, 2),
+    "an enum": (lambda name: (Colour[name].other.name, (Bits.A | Bits.B).value, Colour("r") is Colour.RED), "RED"),
+    "a named tuple": (lambda sample: (Pair(sample), Pair(1)._replace(left=4).left), 2),
+    "a dataclass": (lambda sample: (Frozen(sample) < Frozen(5), Frozen(1).tags), 2),
+    "an array": (lambda sample: [*ARRAY.tolist(), ARRAY.dtype.str, sample], 0),
+    "a picture": (lambda sample: (PICTURE.getpixel((1, 1)), PICTURE.size, sample), 0),
+    "a submodule": (
+        lambda sample: [xml.dom.minidom.parseString(text).toxml() for text in sample],
+        ["<a/>"],
+    ),
 }
-RESULT = [
-    9, ["(1, 'x')", "3", "alpha", "beta", "delta", "gamma"], "ab", 15.0, "RED", 6, 15, 42, 43, 5, True, ["x", "y", "z"], ["q"],
-]  # fmt: skip
 
 
-def test_six_processes_give_one_form_and_a_changed_constant_another(tmp_path: Path) -> None:
-    """Three hash seeds, two directories, and a comment line: the same code; a constant of a helper: other code."""
-    commented = SCRIPT.replace("def augment", "# Shifts every line below.\n\n\ndef augment").replace(
-        "    logger.debug", "    # Inside, too.\n    logger.debug"
-    )
-    clients = [
-        ship_from(tmp_path / "first", SCRIPT, FILES, seed=0),
-        ship_from(tmp_path / "first", SCRIPT, FILES, seed=1),
-        ship_from(tmp_path / "first", SCRIPT, FILES, seed=2),
-        ship_from(tmp_path / "second" / "place", SCRIPT, FILES, seed=0),
-        ship_from(tmp_path / "second" / "place", SCRIPT, FILES, seed=3),
-        ship_from(tmp_path / "commented", commented, FILES, seed=1),
-    ]
-    assert len({client.form for client in clients}) == 1
-    changed = {**FILES, "helpers.py": FILES["helpers.py"].replace("FACTOR = 3", "FACTOR = 4")}
-    other = ship_from(tmp_path / "changed", SCRIPT, changed)
-    assert other.form != clients[0].form
-    assert clients[0].modules == ["numpy"]
-    assert clients[0].name == "augment"
-    assert clients[0].label.startswith(str(tmp_path / "first" / "job.py:"))
-    assert all(client.call(3) == RESULT for client in (clients[0], clients[4], clients[5]))
-    assert other.call(3) == [*RESULT[:5], 8, 20, *RESULT[7:]]
+@pytest.mark.parametrize("what", ROUND_TRIPS)
+def test_what_is_shipped_works_where_nothing_of_it_exists(what: str, tmp_path: Path) -> None:
+    function, argument = ROUND_TRIPS[what]
+    here = function(argument)
+    shipment = ship(function)
+    payload = tmp_path / "function.code"
+    payload.write_bytes(shipment.payload)
+    there = Shipped(shipment.form, list(shipment.modules), shipment.label, shipment.name, payload)
+    script = LOAD.replace("json.dumps(function(json.loads(sys.argv[3])))", "repr(function(json.loads(sys.argv[3])))")
+    paths = json.dumps(sorted({str(Path(str(module.__file__)).parent.parent) for module in (cloudpickle, np, PIL)}))
+    said = run_python("-I", "-S", "-c", script, str(there.payload), paths, json.dumps(argument), directory=tmp_path)
+    # Objects without a text of their own show an address.
+    assert re.sub("0x[0-9a-f]+", "", said.strip()) == re.sub("0x[0-9a-f]+", "", repr(here))
 
 
-def form(function: Callable[..., Any]) -> str:
-    return ship(function).form
+def test_a_round_trip_keeps_what_was_one_object_one(tmp_path: Path) -> None:
+    shared = [1]
+    first, second = {"list": shared}, {"list": shared}
+    loaded = come_back(lambda sample: first["list"] is second["list"])
+    assert loaded(None) is True
 
 
-def test_marks_do_not_change_what_a_function_is() -> None:
-    def double(sample: int) -> int:
-        return 2 * sample
+def test_the_registry_of_modules_by_value_is_left_as_it_was() -> None:
+    before = cloudpickle.list_registry_pickle_by_value()
+    ship(counts_down)
+    with pytest.raises(CannotShip):
+        ship(capturing(threading.Lock()))
+    assert cloudpickle.list_registry_pickle_by_value() == before
+    mine = sys.modules[__name__]
+    cloudpickle.register_pickle_by_value(mine)
+    try:
+        ship(counts_down)
+        assert __name__ in cloudpickle.list_registry_pickle_by_value()
+    finally:
+        cloudpickle.unregister_pickle_by_value(mine)
 
-    plain = form(double)
-    assert form(transform(name="twice", decoder=None)(double)) == plain
+
+def test_functions_of_the_shared_generator_draw_from_the_workers_own() -> None:
+    """A copy of the generator would never be seeded; and its state would be part of the form."""
+    function = capturing((random.randrange, np.random.rand))
+    plain = form(function)
+    random.random()
+    np.random.rand()
+    assert form(function) == plain
+    (randrange, rand), _ = come_back(function)(None)
+    random.seed(5)
+    np.random.seed(5)
+    drawn = (randrange(1000), rand())
+    random.seed(5)
+    np.random.seed(5)
+    assert drawn == (random.randrange(1000), np.random.rand())
 
 
-def test_a_lambda_has_no_name() -> None:
+def test_the_environment_and_the_streams_of_the_client_stay_here() -> None:
+    os.environ["SHARDMILL_TEST_SECRET"] = "a-secret-that-stays"
+    try:
+        payload = ship(capturing((os.environ, sys.stderr))).payload
+    finally:
+        del os.environ["SHARDMILL_TEST_SECRET"]
+    assert b"a-secret-that-stays" not in payload
+    (environ, stream), _ = pickle.loads(payload)(None)
+    assert environ is os.environ
+    assert stream is sys.stderr
+
+
+def test_a_traceback_shows_the_clients_file_and_lines(tmp_path: Path) -> None:
+    script = "def augment(sample):\n    values = [1]\n    return values[sample]  # the third line\n"
+    shipped = ship_from(tmp_path, script)
+    with pytest.raises(AssertionError) as caught:
+        shipped.call(5)
+    assert f'File "{tmp_path}/job.py", line 3, in augment' in str(caught.value)
+    assert "return values[sample]  # the third line" in str(caught.value)
+
+
+def test_names_and_labels() -> None:
+    line = counts_down.__code__.co_firstlineno
+    assert (ship(counts_down).name, ship(counts_down).label) == ("counts_down", f"{__file__}:{line}")
+    assert ship(functools.partial(counts_down, 3)).name == "counts_down"
+    assert ship(wrapped).label.startswith(f"{__file__}:")
+    assert (ship(Base(1)).name, ship(Base(1).method).name) == ("Base", "method")
     assert legal_name(ship(lambda sample: sample).name) == ""
+    assert ship(counts_down).python == ".".join(map(str, sys.version_info[:2]))
 
 
-def test_what_cannot_leave_is_named_with_the_way_to_it() -> None:
-    import threading
+# Files
 
-    held = {"inner": [threading.Lock()]}
 
-    def augment(sample: Any) -> Any:
-        return held, sample
-
-    with pytest.raises(CannotShip) as caught:
-        ship(augment)
-    assert str(caught.value) == (
-        "`held['inner'][0]` (captured variable `held` of function `augment`) is a lock, which cannot leave this "
-        "process; create it inside the function"
-    )
+def of_file(directory: Path, text: str, name: str = "one") -> Shipment:
+    (directory / "mine.py").write_text(text)
+    return ship_file(f"{directory / 'mine.py'}:{name}")
 
 
 def test_a_file_is_shipped_as_text_that_is_not_run(tmp_path: Path) -> None:
-    file = tmp_path / "mine.py"
     text = "import os\nimport numpy\nraise RuntimeError('not to be run')\n\n\ndef keep(sample):\n    return sample\n"
-    file.write_text(text)
-    shipment = ship_file(f"{file}:keep")
+    shipment = of_file(tmp_path, text, "keep")
     document = json.loads(shipment.payload)
-    assert document == {"source": text, "function": "keep", "filename": str(file)}
-    assert (shipment.encoding, shipment.name, shipment.label) == ("source", "keep", f"{file}:6")
+    assert document == {"source": text, "function": "keep", "filename": str(tmp_path / "mine.py")}
+    assert (shipment.encoding, shipment.name, shipment.label) == ("source", "keep", f"{tmp_path / 'mine.py'}:6")
     assert shipment.modules == ("numpy",)
-    with pytest.raises(BadRequest, match="defines no 'other'; it defines keep"):
-        ship_file(f"{file}:other")
 
 
 def test_comments_in_a_file_do_not_count_but_the_name_does(tmp_path: Path) -> None:
-    def of(text: str, name: str = "one") -> Shipment:
-        (tmp_path / "mine.py").write_text(text)
-        return ship_file(f"{tmp_path / 'mine.py'}:{name}")
+    text = "def one(s):\n    return s in {'a', 'b', 'c'}\n\n\ndef two(s):\n    return s, 1\n"
+    plain = of_file(tmp_path, text).form
+    assert of_file(tmp_path, "# A comment.\n\n" + text.replace("return s,", "return  s,  ")).form == plain
+    elsewhere = tmp_path / "else" / "where"
+    elsewhere.mkdir(parents=True)
+    assert of_file(elsewhere, text).form == plain
+    assert of_file(tmp_path, text, "two").form != plain
+    assert of_file(tmp_path, text.replace("1", "2")).form != plain
 
-    text = "def one(s):\n    return s\n\n\ndef two(s):\n    return s, 1\n"
-    plain = of(text).form
-    assert of("# A comment.\n" + text).form == plain
-    assert of(text, "two").form != plain
-    assert of(text.replace("1", "2")).form != plain
+
+def test_what_a_file_imports(tmp_path: Path) -> None:
+    text = """
+import json, PIL.Image
+from typing import TYPE_CHECKING
+from shardmill import transform
+if TYPE_CHECKING:
+    import only_for_types
+try:
+    import simplejpeg
+except ImportError:
+    simplejpeg = None
+
+@transform
+def one(sample):
+    from numpy.linalg import norm
+    return norm(sample)
+
+if __name__ == "__main__":
+    from shardmill import Client
+    import only_here
+"""
+    assert of_file(tmp_path, text).modules == ("PIL", "numpy")
+
+
+def test_wrong_files_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match="defines no 'other'; it defines one"):
+        of_file(tmp_path, "import x\n\n\ndef one(s):\n    return s\n", "other")
+    with pytest.raises(BadRequest, match=r"is not FILE.py:FUNCTION"):
+        ship_file("mine.py")
+    with pytest.raises(FileNotFoundError):
+        ship_file(f"{tmp_path}/none.py:one")
+    with pytest.raises(CannotShip, match=r"mine.py:2 is not Python"):
+        of_file(tmp_path, "x = 1\ndef one(:\n")
+    (tmp_path / "beside.py").write_text("")
+    for text in ("import beside\n", "from beside import x\n", "from . import beside\n"):
+        with pytest.raises(CannotShip, match=r"mine.py:1 imports beside.*, another file of yours"):
+            of_file(tmp_path, text + "def one(s):\n    return s\n")
+    with pytest.raises(CannotShip, match=r"mine.py:1 imports shardmill.Client, .* below if __name__"):
+        of_file(tmp_path, "from shardmill import Client\ndef one(s):\n    return s\n")
+
+
+def test_a_file_may_define_its_function_in_other_ways(tmp_path: Path) -> None:
+    text = "import functools\nif True:\n    one = functools.partial(print, 'x')\nfor two in [print]:\n    pass\nclass Three: pass\n"
+    assert [of_file(tmp_path, text, name).label.rpartition(":")[2] for name in ("one", "two", "Three")] == [
+        "3",
+        "4",
+        "6",
+    ]

@@ -15,10 +15,11 @@ import hashlib
 import importlib
 import importlib.util
 import logging
+import re
 import struct
 import sys
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import (
     BuiltinFunctionType,
     CellType,
@@ -37,7 +38,7 @@ import cloudpickle
 from shardmill.client.ownership import is_own, is_own_name
 from shardmill.client.reach import BodyImport, Chain, reach_of, stable_instructions
 from shardmill.client.references import is_importable, shared_object
-from shardmill.client.refusals import CannotShip, Place, check_is_there, check_may_leave
+from shardmill.client.refusals import CannotShip, Place, check_is_there, check_may_leave, refuse
 from shardmill.marking import MARK
 
 FORM = b"shardmill form 1"
@@ -160,8 +161,12 @@ class _Form:
             self._put("logger")
         elif isinstance(value, typing.TypeVar):
             self._put("typevar", value.__name__.encode())
+        elif isinstance(value, re.Pattern):
+            # By content, as equal ones are one object only as long as re's cache holds them.
+            self._put("pattern", b"%d" % value.flags)
+            self.visit(value.pattern, place)
         else:
-            return False
+            return self._visit_array_type(value)
         return True
 
     def _visit_numbered(self, value: Any, place: Place) -> None:
@@ -206,27 +211,25 @@ class _Form:
         name = function.__name__
         self._put("function", name.encode())
         self._visit_code(code)
-        self.visit(function.__defaults__, Place(f"a default of function `{name}`", "default"))
-        defaults = function.__kwdefaults__ or {}
-        for argument in sorted(defaults):
+        for argument, default in _defaults_of(function):
             self._put("default", argument.encode())
-            self.visit(defaults[argument], Place(f"default of `{argument}` of function `{name}`", argument))
+            self.visit(default, Place(f"default of `{argument}` of function `{name}`", argument, through=place))
         for variable, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
             self._put("captured", variable.encode())
             for content in _contents(cell):
-                where = Place(f"captured variable `{variable}` of function `{name}`", variable)
+                where = Place(f"captured variable `{variable}` of function `{name}`", variable, through=place)
                 self._visit_used(content, reach.variables.get(variable, set()), where)
         for variable in sorted(reach.names):
             if variable in _MODULE_NAMES:
                 continue
             if variable in function.__globals__:
                 self._put("global", variable.encode())
-                where = Place(f"global `{variable}` of function `{name}`", variable)
+                where = Place(f"global `{variable}` of function `{name}`", variable, through=place)
                 self._visit_used(function.__globals__[variable], reach.names[variable], where)
             elif not hasattr(builtins, variable):
                 self._put("missing", variable.encode())
         for statement in reach.imports:
-            self._visit_import(statement, function)
+            self._visit_import(statement, function, place)
         self._visit_members(
             "attributes", {name: value for name, value in vars(function).items() if name != MARK}, place
         )
@@ -245,6 +248,8 @@ class _Form:
     def _visit_chain(self, module: ModuleType, chain: Chain, place: Place) -> None:
         if not is_own(module):
             self._walk.submodules |= _submodules_along(module, chain)
+            if module.__name__ == "shardmill" and chain:
+                self.visit(getattr(module, chain[0], None), place.attribute(chain[0]))
             return
         if not chain:
             self.visit(module, place)
@@ -255,7 +260,7 @@ class _Form:
             return
         value = getattr(module, name)
         self._walk.attributes.setdefault(module, set()).add(name)
-        where = Place(f"`{name}` of module `{module.__name__}`", name)
+        where = Place(f"`{name}` of module `{module.__name__}`", name, through=place)
         if isinstance(value, ModuleType):
             self._visit_used(value, {tuple(rest)}, where)
         else:
@@ -267,10 +272,10 @@ class _Form:
         self._walk.attributes.setdefault(module, set()).update(names)
         self._put("own module", " ".join(names).encode())
         for name in names:
-            where = Place(f"`{name}` of module `{module.__name__}`, all of which goes along because of {place}", name)
+            where = Place(f"`{name}` of module `{module.__name__}`, which goes along whole,", name, through=place)
             self._visit_used(vars(module)[name], {()}, where)
 
-    def _visit_import(self, statement: BodyImport, function: FunctionType) -> None:
+    def _visit_import(self, statement: BodyImport, function: FunctionType, place: Place) -> None:
         name, by = statement.module, f"function `{function.__name__}`"
         if statement.level:
             package = function.__globals__.get("__package__") or ""
@@ -278,29 +283,27 @@ class _Form:
         top = name.partition(".")[0]
         own = is_own_name(top)
         if not own:
-            check_is_there(name, Place(f"{name}, imported by {by},", name))
+            check_is_there(name, Place(f"{name}, imported by {by},", name, through=place))
             if own is not None or not statement.guarded:
                 self._walk.installed.add(name)
             return
         try:
             module = importlib.import_module(name)
-        except ImportError as error:
-            if statement.guarded:
+        except Exception as error:
+            if statement.guarded and isinstance(error, ImportError):
                 return
             raise CannotShip(f"{by} imports {name}, which cannot be imported here: {error}") from error
         parents = name.split(".")
         for length in range(1, len(parents) + 1):
             self._take_import(".".join(parents[:length]))
         for bound, chains in statement.bound.items():
-            where = Place(f"`{bound}`, imported by {by}", bound)
+            where = Place(f"`{bound}`, imported by {by}", bound, through=place)
             if not statement.is_from:
                 self._visit_used(sys.modules[bound], chains, where)
                 continue
             if not hasattr(module, bound) and is_own_name(top):
                 importlib.import_module(f"{name}.{bound}")
             if isinstance(getattr(module, bound), ModuleType):
-                if is_own(getattr(module, bound)):
-                    self._take_import(f"{name}.{bound}")
                 for chain in chains:
                     self._visit_chain(module, (bound, *chain), where)
             else:
@@ -331,7 +334,7 @@ class _Form:
 
     def _visit_class(self, kind: type, place: Place) -> None:
         self._put("class", kind.__name__.encode())
-        where = Place(f"class `{kind.__name__}`", kind.__name__)
+        where = Place(f"class `{kind.__name__}`", kind.__name__, through=place)
         for base in (type(kind), *kind.__bases__):
             self.visit(base, where)
         members = {
@@ -347,6 +350,17 @@ class _Form:
             }
         self._visit_members("attributes", members, where)
 
+    def _visit_array_type(self, value: Any) -> bool:
+        """Types of elements, which are no classes, and of which there may be several equal ones."""
+        numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
+        if numpy is not None and isinstance(value, numpy.dtype):
+            self._put("dtype", repr((type(value).__name__, numpy.lib.format.dtype_to_descr(value))).encode())
+        elif torch is not None and isinstance(value, torch.dtype | torch.layout | torch.memory_format):
+            self._put("torch", str(value).encode())
+        else:
+            return False
+        return True
+
     def _visit_array(self, value: Any, place: Place) -> bool:
         """Arrays and tensors, by type, shape and bytes: how they pickle differs between versions and processes."""
         numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
@@ -356,10 +370,6 @@ class _Form:
         elif numpy is not None and isinstance(value, numpy.generic) and not value.dtype.hasobject:
             self._put("scalar", repr(numpy.lib.format.dtype_to_descr(value.dtype)).encode())
             self._put("bytes", value.tobytes())
-        elif numpy is not None and isinstance(value, numpy.dtype) and value.isbuiltin:
-            self._put("dtype", value.str.encode())
-        elif torch is not None and isinstance(value, torch.dtype | torch.layout | torch.memory_format):
-            self._put("torch", str(value).encode())
         elif torch is not None and isinstance(value, torch.Tensor):
             self._visit_tensor(torch, value, place)
         else:
@@ -369,17 +379,17 @@ class _Form:
     def _visit_tensor(self, torch: Any, tensor: Any, place: Place) -> None:
         if tensor.device.type != "cpu":
             device = tensor.device.type.upper() if tensor.device.type == "cuda" else tensor.device.type
-            raise CannotShip(f"{place} is a {device} tensor, which cannot leave this process; capture its .cpu()")
+            raise refuse(place, f"a {device} tensor", "capture its .cpu()")
         self._put("tensor", repr((str(tensor.dtype), tuple(tensor.shape), tensor.requires_grad)).encode())
         self.visit(type(tensor), place)
-        dense = tensor.detach().as_subclass(torch.Tensor)
+        dense = tensor.detach()
         if dense.layout != torch.strided:
             self._put("layout", str(dense.layout).encode())
             dense = dense.to_dense()
         if dense.is_quantized:
             self._put("quantizer", repr((str(dense.qscheme()), dense.dequantize().tolist())).encode())
             dense = dense.int_repr()
-        plain = dense.resolve_conj().resolve_neg().contiguous().reshape(-1)
+        plain = dense.as_subclass(torch.Tensor).resolve_conj().resolve_neg().contiguous().reshape(-1)
         self._put("bytes", plain.view(torch.uint8).numpy().tobytes())
         self._visit_members("attributes", vars(tensor), place)
 
@@ -391,11 +401,8 @@ class _Form:
         except CannotShip:
             raise
         except Exception as error:
-            kind = type(value)
-            raise CannotShip(
-                f"{place} is a {kind.__qualname__} of {kind.__module__}, which cannot leave this process "
-                f"({error}); create it inside the function"
-            ) from error
+            what = f"a {type(value).__qualname__} of {type(value).__module__}"
+            raise refuse(place, what, f"create it inside the function ({error})") from error
         if isinstance(reduced, str):
             module = getattr(value, "__module__", None) or type(value).__module__
             check_is_there(module, place)
@@ -469,6 +476,14 @@ def form_of_source(source: str, function: str, filename: str) -> str:
     form = _Form(Walk())
     form.visit(("source", function, compile(source, filename, "exec", dont_inherit=True)), _CONSTANT)
     return form.digest()
+
+
+def _defaults_of(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    """Arguments that have a default, with it."""
+    code, defaults = function.__code__, function.__defaults__ or ()
+    positional = code.co_varnames[: code.co_argcount]
+    yield from zip(positional[len(positional) - len(defaults) :], defaults, strict=True)
+    yield from sorted((function.__kwdefaults__ or {}).items())
 
 
 def _contents(cell: CellType) -> tuple[Any, ...]:

@@ -1,7 +1,7 @@
 """Whose a module is: the user's own, which goes along with a function by value, or installed, which goes by name.
 
 Own are modules whose file lies outside the standard library and site-packages, editable installs included, and those
-that no file holds at all. Compiled modules cannot be taken apart, so they always go by name.
+that a program made by itself. Compiled modules cannot be taken apart, so they always go by name.
 """
 
 import importlib.machinery
@@ -29,10 +29,10 @@ def is_own(module: ModuleType) -> bool:
         return True
     if _top(name) in ("shardmill", "cloudpickle") or name in sys.builtin_module_names:
         return False
-    if sys.modules.get(name) is not module:
-        return getattr(module, "__spec__", None) is None and not hasattr(module, "__file__")
     file = getattr(module, "__file__", None)
-    return _are_own([file] if file else getattr(module, "__path__", ()))
+    paths = [file] if file else list(getattr(module, "__path__", ()))
+    # One without a file was made by hand, unless it came with a library's compiled part.
+    return _are_own(paths) if paths else sys.modules.get(name) is not module
 
 
 def is_own_name(name: str) -> bool | None:

@@ -18,10 +18,8 @@ import cloudpickle
 
 from shardmill.client.normal_form import Walk
 from shardmill.client.ownership import is_own
-from shardmill.client.reach import reach_of
+from shardmill.client.reach import nested_codes, reach_of
 from shardmill.client.references import shared_object
-
-MAX_SOURCE = 1 << 20  # characters of one file; its lines are only for tracebacks
 
 # cloudpickle's table of modules that go by value is one for the process.
 _registry_lock = threading.RLock()
@@ -52,7 +50,10 @@ class _Parcel:
 
 
 def _unpack(
-    imported: Mapping[str, Any], submodules: Sequence[str], lines: Mapping[str, list[str]], function: object
+    imported: Mapping[str, Any],
+    submodules: Sequence[str],
+    sources: Mapping[str, Sequence[tuple[int, list[str]]]],
+    function: object,
 ) -> object:
     # Runs where nothing of this module exists.
     import importlib
@@ -62,8 +63,11 @@ def _unpack(
     sys.modules.update(imported)
     for name in submodules:
         importlib.import_module(name)
-    for filename, text in lines.items():
+    for filename, parts in sources.items():
         # Tracebacks then show the client's lines, though the file is not here.
+        text = ["\n"] * max(start + len(lines) for start, lines in parts)
+        for start, lines in parts:
+            text[start : start + len(lines)] = lines
         linecache.cache[filename] = (sum(map(len, text)), None, text, filename)
     return function
 
@@ -110,13 +114,15 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
 
     def _note(self, value: Any) -> None:
         """Remember what a worker must be able to import."""
-        if isinstance(value, ModuleType):
-            self.named.add(value.__name__)
-            return
-        for named in (value, type(value)):
-            module = getattr(named, "__module__", None)
-            if isinstance(module, str) and ((loaded := sys.modules.get(module)) is None or not is_own(loaded)):
-                self.named.add(module)
+        names = [value.__name__] if isinstance(value, ModuleType) else [_module_of(value), _module_of(type(value))]
+        # Some types name a module that cannot be imported, such as one that a compiler made up.
+        loaded = [module for name in names if getattr(module := sys.modules.get(name), "__spec__", None)]
+        self.named.update(module.__name__ for module in loaded if module is not None and not is_own(module))
+
+
+def _module_of(value: Any) -> str:
+    module = getattr(value, "__module__", None)
+    return module if isinstance(module, str) else ""
 
 
 def _reduce_code(code: CodeType) -> Any:
@@ -174,18 +180,19 @@ def _own_modules_by_value() -> Iterator[_Register]:
         register.undo()
 
 
-def _lines_of(codes: Mapping[CodeType, None]) -> dict[str, list[str]]:
-    """Source lines of functions, each at its own place of its file; the others stay empty."""
-    found: dict[str, list[str]] = {}
+def _lines_of(codes: Mapping[CodeType, None]) -> dict[str, list[tuple[int, list[str]]]]:
+    """Source lines of functions by file: parts of it, each with the number of lines before it."""
+    found: dict[str, list[tuple[int, list[str]]]] = {}
     for code in codes:
-        lines = linecache.getlines(code.co_filename)
-        used = {line for *_, line in code.co_lines() if line}
-        for nested in code.co_consts:
-            if isinstance(nested, CodeType):
-                used |= {line for *_, line in nested.co_lines() if line}
-        if not lines or not used or max(used) > len(lines) or sum(map(len, lines)) > MAX_SOURCE:
-            continue
-        kept = found.setdefault(code.co_filename, ["\n"] * len(lines))
-        for number in range(min(used), max(used) + 1):
-            kept[number - 1] = lines[number - 1]
+        text = linecache.getlines(code.co_filename)
+        numbers = set(_line_numbers(code))
+        if text and numbers and max(numbers) <= len(text):
+            start, stop = min(numbers) - 1, max(numbers)
+            found.setdefault(code.co_filename, []).append((start, text[start:stop]))
     return found
+
+
+def _line_numbers(code: CodeType) -> Iterator[int]:
+    yield from (line for *_, line in code.co_lines() if line)
+    for nested in nested_codes(code):
+        yield from _line_numbers(nested)

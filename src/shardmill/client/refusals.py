@@ -9,6 +9,8 @@ from shardmill.client.ownership import is_staged
 _INSIDE = "create it inside the function"
 _BEFORE = "take what the function needs from it first, and let the function use that"
 
+MAX_STEPS = 4  # of a trail in a message
+
 # By qualified name, so that nothing has to be imported to recognise it.
 _KINDS = {
     "_thread.lock": ("a lock", _INSIDE),
@@ -56,6 +58,8 @@ class Place:
     """E.g. "global `lock` of function `augment`"."""
     name: str
     steps: str = ""
+    through: "Place | None" = None
+    """Where the function or class was found that the root speaks of; None: it is the transform itself."""
 
     def attribute(self, name: str) -> "Place":
         return replace(self, steps=f"{self.steps}.{name}")
@@ -64,13 +68,17 @@ class Place:
         text = repr(key) if isinstance(key, str | int) else f"<{type(key).__name__}>"
         return replace(self, steps=f"{self.steps}[{text[:60]}]")
 
+    def trail(self) -> list["Place"]:
+        """The places on the way from the transform to here, this one last."""
+        return [*(self.through.trail() if self.through else ()), self]
+
     def __str__(self) -> str:
         return f"`{self.name}{self.steps}` ({self.root})" if self.steps else self.root
 
 
 def refuse(place: Place, what: str, way_out: str) -> CannotShip:
     """The error for something that was found at a place."""
-    return CannotShip(f"{place} is {what}, which cannot leave this process; {way_out}")
+    return CannotShip(f"{place} is {what}, which cannot leave this process; {way_out}{_way_to(place)}")
 
 
 def check_may_leave(value: object, place: Place) -> None:
@@ -96,4 +104,13 @@ def check_is_there(module_name: str, place: Place) -> None:
         CannotShip: Names the module.
     """
     if not is_staged(module_name):
-        raise CannotShip(f"{place} is of {module_name}, which does not exist where functions run; {_BEFORE}")
+        text = f"{place} is of {module_name}, which does not exist where functions run; {_BEFORE}"
+        raise CannotShip(text + _way_to(place))
+
+
+def _way_to(place: Place) -> str:
+    """How the transform comes by it, when that is not plain from the place itself."""
+    steps = [str(step) for step in place.trail()[1:-1]]
+    if len(steps) > MAX_STEPS:
+        steps = [*steps[: MAX_STEPS - 1], "…", steps[-1]]
+    return f" (reached through {', then '.join(steps)})" if steps else ""

@@ -8,15 +8,15 @@ import functools
 import inspect
 import json
 import os
-import pickle
 import sys
 import tokenize
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from shardmill.client.normal_form import Walk, form_of_source
-from shardmill.client.ownership import installed_names
+from shardmill.client.ownership import installed_names, is_staged
 from shardmill.client.pickling import pickle_function
 from shardmill.client.refusals import CannotShip, Place
 from shardmill.core.errors import BadRequest
@@ -52,7 +52,9 @@ def ship(function: Callable[..., Any]) -> Shipment:
     """
     name = _name_of(function)
     if not callable(function):
-        raise CannotShip(f"a {type(function).__name__} is not a function; give what takes a sample and returns one")
+        raise CannotShip(f"{type(function).__name__} is not callable; give a function that takes a sample")
+    if inspect.iscoroutinefunction(function):
+        raise CannotShip(f"function `{name}` is async; samples come one by one to a plain function")
     walk = Walk()
     place = Place(f"the transform `{name}`" if name else "the transform", name or "transform")
     try:
@@ -60,9 +62,10 @@ def ship(function: Callable[..., Any]) -> Shipment:
         payload, named = pickle_function(function, walk)
     except RecursionError:
         raise CannotShip(f"{place} holds objects that are nested too deeply to be shipped") from None
-    except (pickle.PicklingError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, CannotShip):
-            raise
+    except CannotShip:
+        raise
+    except Exception as error:
+        # Objects of the user's own say how they are pickled, and may raise anything.
         raise CannotShip(f"{place} cannot be shipped: {error}") from error
     modules = installed_names({*named, *walk.installed, *walk.submodules})
     return Shipment("cloudpickle", payload, form, PYTHON, modules, _label_of(function), name)
@@ -90,12 +93,15 @@ def ship_file(target: str) -> Shipment:
     except (SyntaxError, ValueError) as error:
         line = getattr(error, "lineno", None)
         raise CannotShip(f"{file}{f':{line}' if line else ''} is not Python: {error}") from error
+    imports = list(_imports(tree))
+    for name, line in imports:
+        _check_import(name, Path(filename).parent, f"{file}:{line}")
     defined = dict(_definitions(tree.body))
     if function not in defined:
         known = ", ".join(name for name, node in defined.items() if isinstance(node, ast.FunctionDef))
         raise BadRequest(f"{file} defines no {function!r}" + (f"; it defines {known}" if known else ""))
     payload = json.dumps({"source": source, "function": function, "filename": filename}).encode()
-    modules = installed_names(_imports(tree))
+    modules = installed_names(name for name, _ in imports)
     label = f"{filename}:{defined[function].lineno}"
     return Shipment("source", payload, form, PYTHON, modules, label, function)
 
@@ -133,15 +139,30 @@ def _definitions(body: Sequence[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
                     yield target.id, node
 
 
-def _imports(tree: ast.AST) -> Iterator[str]:
-    """Modules that a file imports, also inside functions; not those that it can do without."""
+def _imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Names that a file imports with their lines, also inside functions; not those that it can do without."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield node.module or ""
+            module = "." * node.level + (node.module or "")
+            yield from ((f"{module}.{alias.name}", node.lineno) for alias in node.names)
         elif not _is_optional(node):
             yield from _imports(node)
+
+
+def _check_import(name: str, directory: Path, where: str) -> None:
+    top = name.partition(".")[0]
+    if not top or (directory / f"{top}.py").is_file() or (directory / top / "__init__.py").is_file():
+        raise CannotShip(
+            f"{where} imports {name.strip('.')}, another file of yours, and a file goes alone; put what it needs into "
+            "one file, or register the function from Python, which takes your modules along"
+        )
+    if name not in ("shardmill.transform", "shardmill.__version__") and not is_staged(name):
+        raise CannotShip(
+            f"{where} imports {name}, which does not exist where functions run; import it below "
+            'if __name__ == "__main__":'
+        )
 
 
 def _is_optional(node: ast.AST) -> bool:
