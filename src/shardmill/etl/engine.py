@@ -22,9 +22,10 @@ from shardmill.core.specs import Spec
 from shardmill.etl.environments import Environment, Environments
 from shardmill.etl.failures import FailureLog
 from shardmill.etl.probe import SAMPLES, probe
-from shardmill.etl.run import Run, ShardReader
+from shardmill.etl.run import Order, Run
 from shardmill.etl.run_state import RunState, SampleFailed
 from shardmill.etl.runs import Plan, Runs
+from shardmill.etl.sample_run import SampleRun, ShardReader
 from shardmill.etl.staging import stage
 from shardmill.etl.statistics import EngineStatistics, VersionCounters
 from shardmill.etl.versions import Version, Versions, arguments_hash, build_info
@@ -195,21 +196,20 @@ class Engine:
         state = RunState(
             policy=spec.errors, window=self._window(), lanes=self.pool.lanes, start=spec.start, count=spec.count
         )
-        return Run(
-            plan.version,
-            plan.environment,
-            source,
-            spec,
+        order = Order(
+            version=plan.version,
+            environment=plan.environment,
+            source=source,
+            spec=spec,
             seed=plan.seed,
             url=str(plan.ref),
-            state=state,
             pool=self.pool,
-            threads=self._threads,
             counters=self.counters(plan.version),
             object_timeout=self.settings.object_timeout,
             spool_window=self._spool_window,
             on_failure=on_failure,
         )
+        return SampleRun(order, state, self._threads)
 
     def counters(self, version: Version) -> VersionCounters:
         return self._counters.setdefault(version.label, VersionCounters())

@@ -1,130 +1,81 @@
-"""The driver of one run: feeds its state machine from the shard and the workers, and its output from the machine."""
+"""The driver of one run: its output, the file behind it, deadlines, and how it ends."""
 
 import asyncio
 import itertools
 import logging
 import math
-import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
-from shardmill.core.errors import BadShard, SampleOutOfRange, ShardmillError, TransformFailed
+from shardmill.core.errors import ShardmillError, TransformFailed
 from shardmill.core.sources import Source, Spool
 from shardmill.core.specs import Spec
-from shardmill.etl.batches import Batch, Dropped, Failed, Loss, Out, Result, StageSeconds
+from shardmill.etl.batches import Batch, Failed, Loss, Result, StageSeconds
 from shardmill.etl.environments import Environment
-from shardmill.etl.run_state import RunState, SampleFailed
+from shardmill.etl.run_state import OutputState, SampleFailed
 from shardmill.etl.spool import RunOutput, release_views
 from shardmill.etl.statistics import VersionCounters
 from shardmill.etl.versions import Version
 from shardmill.etl.workers import WorkerPool
-from shardmill.shards.grouping import Sample
-from shardmill.shards.index import ShardIndex
-from shardmill.shards.tar import TarError
 
 logger = logging.getLogger(__name__)
 
-_AHEAD = 8 << 20  # bytes of the shard made sure of at a time, before headers are read there
-_INDEX_STEP = 64  # samples indexed in one visit to a thread
 _WRITE = 8 << 20  # bytes written to the spool in one visit to a thread
 
 _numbers = itertools.count(1)
 
 
-class ShardReader:
-    """Reads a shard's headers in threads, through a source that may still be arriving."""
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a run is to do, and what it works with."""
 
-    def __init__(self, source: Source, threads: ThreadPoolExecutor) -> None:
-        self.source = source
-        self._threads = threads
-        self._loop = asyncio.get_running_loop()
-        self._index = ShardIndex(self._read, source.meta.size)
-        self._ensured = 0
-        self._step: asyncio.Future[list[Sample]] | None = None
-
-    async def advance(self, limit: int) -> list[Sample]:
-        """The next samples, with all their payload bytes in place; [] at the end.
-
-        Raises:
-            BadShard: It is not a good tar from here on.
-        """
-        self._step = self._loop.run_in_executor(self._threads, self._index.advance, limit)
-        try:
-            # Shielded, since the thread goes on using the descriptor; `close` waits for it.
-            samples = await asyncio.shield(self._step)
-        except TarError as error:
-            raise BadShard(f"{self.source.meta.key}: {error}") from None
-        if samples:
-            stop = max(field.member.offset + field.member.size for field in samples[-1].fields)
-            await self._ensure(stop)
-        return samples
-
-    async def close(self) -> None:
-        """Return when no thread uses the descriptor any more."""
-        if self._step is not None and not self._step.done():
-            await asyncio.wait([self._step])
-
-    def _read(self, offset: int, length: int) -> bytes:
-        if offset + length > self._ensured:
-            asyncio.run_coroutine_threadsafe(self._ensure(offset + length), self._loop).result()
-        return os.pread(self.source.descriptor, length, offset)
-
-    async def _ensure(self, stop: int) -> None:
-        if stop > self._ensured:
-            ahead = min(self.source.meta.size, stop + _AHEAD)
-            await self.source.ensure(self._ensured, ahead)
-            self._ensured = max(self._ensured, ahead)
+    version: Version
+    environment: Environment
+    source: Source
+    """Closed by whoever opened it, after `Run.work` has returned."""
+    spec: Spec
+    """Resolved; its options decide what is done."""
+    seed: int
+    """The spec's seed, or the one drawn for this run."""
+    url: str
+    """`provider://bucket/key` of the object."""
+    pool: WorkerPool
+    counters: VersionCounters
+    object_timeout: float
+    spool_window: int
+    """Bytes that it may be ahead of its fastest reader while it is spooled."""
+    on_failure: Callable[[SampleFailed], None]
+    """Told of each failed sample and of the run's own failure."""
 
 
-class Run:
-    """One spec over one opened shard. `work` does it; what it gives stands in `output`.
+class Run(ABC):
+    """One spec over one opened object. `work` does it; what it gives stands in `output`.
 
-    Args:
-        source: Closed by whoever opened it, after `work` has returned.
-        spec: Resolved; its options decide what is done.
-        seed: The spec's seed, or the one drawn for this run.
-        spool_window: Bytes that it may be ahead of its fastest reader while it is spooled.
-        on_failure: Told of each failed sample and of the run's own failure.
+    What all kinds have in common: output, its file, deadlines, failures and the end. What is handed to workers, and
+    what is made of their results, is the subclass's.
     """
 
     probing = False
 
-    def __init__(
-        self,
-        version: Version,
-        environment: Environment,
-        source: Source,
-        spec: Spec,
-        *,
-        seed: int,
-        url: str,
-        state: RunState,
-        pool: WorkerPool,
-        threads: ThreadPoolExecutor,
-        counters: VersionCounters,
-        object_timeout: float,
-        spool_window: int,
-        on_failure: Callable[[SampleFailed], None],
-    ) -> None:
+    def __init__(self, order: Order, state: OutputState) -> None:
         self.number = next(_numbers)
-        self.version = version
-        self.environment = environment
-        self.seed = seed
-        self.epoch = spec.epoch
-        self.source_key = source.meta.key
-        self.source_url = url
+        self.version = order.version
+        self.environment = order.environment
+        self.seed = order.seed
+        self.epoch = order.spec.epoch
+        self.source_key = order.source.meta.key
+        self.source_url = order.url
         self.state = state
         self.output = RunOutput(window=state.window, give_back=state.give_back, on_progress=self._on_progress)
-        self._source = source
-        self._spec = spec
-        self._pool = pool
-        self._reader = ShardReader(source, threads)
-        self._counters = counters
-        self._object_timeout = object_timeout
-        self._spool_window = spool_window
-        self._on_failure = on_failure
+        self._source = order.source
+        self._spec = order.spec
+        self._pool = order.pool
+        self._counters = order.counters
+        self._object_timeout = order.object_timeout
+        self._spool_window = order.spool_window
+        self._on_failure = order.on_failure
         self._ended = asyncio.Event()
-        self._index_wanted = asyncio.Event()
         self._worked = 0.0
         self._reported: str | None = None
 
@@ -133,13 +84,12 @@ class Run:
         return self._source.descriptor
 
     @property
+    @abstractmethod
     def fraction_done(self) -> float:
-        """How much of the samples is done, 0 to 1; by their place in the shard where their number is not known."""
-        count, size = self._spec.count, self._source.meta.size
-        return self.state.processed / count if count else self.state.offset / size if size else 1.0
+        """How much of the work is done, 0 to 1."""
 
     async def work(self, spool: Spool | None) -> None:
-        """Transform the shard into `output`, which is complete or failed afterwards; cancelling stops all work.
+        """Transform the object into `output`, which is complete or failed afterwards; cancelling stops all work.
 
         Args:
             spool: Where the bytes go too, as far as it has room; left to be published or abandoned.
@@ -148,7 +98,7 @@ class Run:
             self.output.spool_to(spool.descriptor)
         self._counters.runs += 1
         self._pool.attach(self)
-        indexing = asyncio.create_task(self._index())
+        feeding = asyncio.create_task(self._feed())
         writing = asyncio.create_task(self._write(spool)) if spool is not None else None
         self._on_progress()
         try:
@@ -161,32 +111,26 @@ class Run:
         finally:
             self.state.abandon()
             self._pool.detach(self)
-            tasks = [task for task in (indexing, writing) if task is not None]
+            tasks = [task for task in (feeding, writing) if task is not None]
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-            await self._reader.close()
+            await self._end_feeding()
             self._settle()
 
     # What the pool asks and tells.
 
-    def has_batch(self) -> bool:
-        return self.state.has_batch()
+    @abstractmethod
+    def has_batch(self) -> bool: ...
 
-    def next_batch(self) -> Batch | None:
-        batch = self.state.next_batch()
-        if self.state.wants_index():
-            self._index_wanted.set()
-        return batch
+    @abstractmethod
+    def next_batch(self) -> Batch | None: ...
 
-    def on_results(self, batch: Batch, results: list[tuple[int, Result]], seconds: StageSeconds) -> None:
-        self._count(results, seconds)
-        self.state.add_results(batch, results, seconds.read + seconds.decode + seconds.user + seconds.encode)
-        self._settle()
+    @abstractmethod
+    def on_results(self, batch: Batch, results: list[tuple[int, Result]], seconds: StageSeconds) -> None: ...
 
-    def on_lost(self, batch: Batch, loss: Loss | None) -> None:
-        self.state.lose(batch, loss)
-        self._settle()
+    @abstractmethod
+    def on_lost(self, batch: Batch, loss: Loss | None) -> None: ...
 
     def on_load_failed(self, failure: Failed) -> None:
         self.fail(TransformFailed(failure.message, traceback=failure.traceback))
@@ -210,39 +154,13 @@ class Run:
 
     # Its own steps.
 
-    async def _index(self) -> None:
-        """Read the shard's headers a little ahead of the workers."""
-        error: ShardmillError | None = None
-        try:
-            start, count = self._spec.start, self._spec.count
-            await self._skip(start)
-            given = 0
-            step = 2 * self._pool.lanes
-            while count is None or given < count:
-                samples = await self._reader.advance(step if count is None else min(step, count - given))
-                if not samples:
-                    break
-                given += len(samples)
-                step = _INDEX_STEP
-                self.state.add_samples(samples)
-                self._pool.kick()
-                while not self.state.wants_index() and self.state.phase == "running":
-                    self._index_wanted.clear()
-                    await self._index_wanted.wait()
-        except ShardmillError as problem:
-            error = problem
-        except OSError as problem:
-            error = BadShard(f"{self.source_key}: it cannot be read: {problem.strerror}")
-        self.state.end_index(error)
-        self._settle()
+    @abstractmethod
+    async def _feed(self) -> None:
+        """Bring in what workers need; cancelled when the run ends."""
 
-    async def _skip(self, start: int) -> None:
-        left = start
-        while left:
-            samples = await self._reader.advance(min(left, _INDEX_STEP))
-            if not samples:
-                raise SampleOutOfRange(f"{self.source_key} has {start - left} samples; start={start} is past its end")
-            left -= len(samples)
+    @abstractmethod
+    async def _end_feeding(self) -> None:
+        """Return when nothing uses the source any more."""
 
     async def _write(self, spool: Spool) -> None:
         """Bring the output into its file, until that is complete or can take no more."""
@@ -304,7 +222,6 @@ class Run:
         if self.state.phase != "ended":
             self._publish()
         if self.state.phase != "running":
-            self._index_wanted.set()
             self._ended.set()
 
     def _on_progress(self) -> None:
@@ -312,19 +229,3 @@ class Run:
         output = self.output
         self.state.limit = output.fastest + self._spool_window if output.is_spooling else math.inf
         self._pool.kick()
-
-    def _count(self, results: list[tuple[int, Result]], seconds: StageSeconds) -> None:
-        counters = self._counters
-        for _, result in results:
-            match result:
-                case Out():
-                    counters.samples += 1
-                    counters.bytes_in += result.bytes_in
-                    counters.bytes_out += sum(piece.size for piece in result.pieces)
-                case Dropped():
-                    counters.dropped += 1
-                    counters.bytes_in += result.bytes_in
-                case Failed():
-                    counters.failures += 1
-        for position, value in enumerate((seconds.read, seconds.decode, seconds.user, seconds.encode)):
-            counters.seconds[position] += value

@@ -68,7 +68,85 @@ class Chunk:
             self.piece.is_pinned = False
 
 
-class RunState:
+class OutputState:
+    """What a run decides whatever it works on: how it ends, and which bytes may be sent.
+
+    Args:
+        window: Bytes that the run may be ahead of its reader.
+    """
+
+    def __init__(self, *, window: int) -> None:
+        self.phase: Phase = "running"
+        self.error: ShardmillError | None = None
+        self.failures: list[SampleFailed] = []
+        """Failures not yet taken by the driver."""
+        self.bytes_out = 0
+        self.outstanding = 0
+        """Bytes framed and not yet sent."""
+        self.framed = 0
+        """Bytes framed since the start."""
+        self.limit = math.inf
+        """Bytes up to which may be framed, as the readers and the disk allow; raised as they go on."""
+        self.is_fault_of_input = False
+        """The error would come again: it is of the function or the object, not of a worker or the disk."""
+        self.window = window
+        self._chunks: deque[Chunk] = deque()
+
+    def take_chunk(self) -> Chunk | None:
+        """The next bytes to send; small ones are joined."""
+        if not self._chunks:
+            return None
+        first = self._chunks.popleft()
+        if first.size > _SMALL or not self._chunks:
+            return first
+        joined, held = bytearray(), 0
+        while True:
+            joined += first.data
+            held += first.held
+            if first.piece is not None:
+                first.piece.release()
+            if len(joined) >= _JOINED or not self._chunks or self._chunks[0].size > _SMALL:
+                return Chunk(bytes(joined), held=held)
+            first = self._chunks.popleft()
+
+    def give_back(self, chunk: Chunk) -> None:
+        """Nobody needs the chunk's bytes any more."""
+        self.outstanding -= chunk.held
+        if chunk.piece is not None:
+            chunk.piece.release()
+
+    @property
+    def has_chunk(self) -> bool:
+        return bool(self._chunks)
+
+    def fail(self, error: ShardmillError, *, again: bool = False) -> None:
+        """End with an error; bytes that were allowed to be sent still are.
+
+        Args:
+            error: What readers are told.
+            again: The same input would give it again.
+        """
+        if self.phase == "running":
+            self.phase, self.error, self.is_fault_of_input = "failed", error, again
+            self._drop_work()
+
+    def abandon(self) -> None:
+        """Nobody reads any more: give everything back."""
+        if self.phase == "running":
+            self.phase = "failed"
+        self._drop_work()
+        while self._chunks:
+            self.give_back(self._chunks.popleft())
+
+    def _drop_work(self) -> None:
+        """Nothing more is done: forget what is waiting."""
+
+    def _push(self, chunk: Chunk) -> None:
+        self.bytes_out += chunk.size
+        self._chunks.append(chunk)
+
+
+class RunState(OutputState):
     """One spec over one shard.
 
     Args:
@@ -90,26 +168,13 @@ class RunState:
         count: int | None = None,
         retries: int = 1,
     ) -> None:
-        self.phase: Phase = "running"
-        self.error: ShardmillError | None = None
-        self.failures: list[SampleFailed] = []
-        """Failures not yet taken by the driver."""
+        super().__init__(window=window)
         self.samples_out = 0
-        self.bytes_out = 0
-        self.outstanding = 0
-        """Bytes framed and not yet sent."""
-        self.framed = 0
-        """Bytes framed since the start."""
-        self.limit = math.inf
-        """Bytes up to which may be framed, as the readers and the disk allow; raised as they go on."""
         self.processed = 0
         """Source samples whose result was taken, in order."""
         self.offset = 0
         """Where the last of these ends in the shard, bytes."""
-        self.is_fault_of_input = False
-        """The error would come again: it is of the function or the shard, not of a worker or the disk."""
         self._policy = policy
-        self.window = window
         self._retries = retries
         self._ramp = 2 * lanes
         self._next = start
@@ -126,7 +191,6 @@ class RunState:
         self._last_failure = Failed("no sample failed", None)
         self._last_key: str | None = None
         self._tail = b""
-        self._chunks: deque[Chunk] = deque()
         self._seconds = 0.0
         self._timed = 0
         self._average_out = 0.0
@@ -219,55 +283,7 @@ class RunState:
         self._numbers += 1
         self._again.append(Batch(self._numbers, left, attempt))
 
-    # What the reader gets.
-
-    def take_chunk(self) -> Chunk | None:
-        """The next bytes to send; small ones are joined."""
-        if not self._chunks:
-            return None
-        first = self._chunks.popleft()
-        if first.size > _SMALL or not self._chunks:
-            return first
-        joined, held = bytearray(), 0
-        while True:
-            joined += first.data
-            held += first.held
-            if first.piece is not None:
-                first.piece.release()
-            if len(joined) >= _JOINED or not self._chunks or self._chunks[0].size > _SMALL:
-                return Chunk(bytes(joined), held=held)
-            first = self._chunks.popleft()
-
-    def give_back(self, chunk: Chunk) -> None:
-        """Nobody needs the chunk's bytes any more."""
-        self.outstanding -= chunk.held
-        if chunk.piece is not None:
-            chunk.piece.release()
-
-    @property
-    def has_chunk(self) -> bool:
-        return bool(self._chunks)
-
-    def fail(self, error: ShardmillError, *, again: bool = False) -> None:
-        """End with an error; bytes that were allowed to be sent still are.
-
-        Args:
-            error: What readers are told.
-            again: The same input would give it again.
-        """
-        if self.phase == "running":
-            self.phase, self.error, self.is_fault_of_input = "failed", error, again
-            self._drop_results()
-
-    def abandon(self) -> None:
-        """Nobody reads any more: give everything back."""
-        if self.phase == "running":
-            self.phase = "failed"
-        self._drop_results()
-        while self._chunks:
-            self.give_back(self._chunks.popleft())
-
-    def _drop_results(self) -> None:
+    def _drop_work(self) -> None:
         for result in self._results.values():
             _release(result)
         self._results.clear()
@@ -339,10 +355,6 @@ class RunState:
         if head:
             self._push(Chunk(head))
         self._push(Chunk(piece=piece, stop=piece.cut, held=piece.size))
-
-    def _push(self, chunk: Chunk) -> None:
-        self.bytes_out += chunk.size
-        self._chunks.append(chunk)
 
     def _finish(self) -> None:
         if self._index_error is not None:
