@@ -183,6 +183,7 @@ def check_error(answer: Answer, hidden: Sequence[str]) -> None:
     assert set(document) - {"traceback"} == {"code", "message", "request_id"}, document
     assert all(isinstance(value, str) and value for value in document.values()), document
     assert document["request_id"] == answer.headers["shardmill-request-id"], answer
+    assert document["code"] != "internal", "a defect; the node's output has its story"
     users = str(document.pop("traceback", ""))
     for text in ("/src/", "site-packages", "Traceback", "aiohttp", *hidden):
         assert text not in json.dumps(document), document
@@ -238,6 +239,14 @@ class Wire:
     def descriptors(self) -> dict[str, str]:
         """Descriptor → target, of the node."""
         return descriptors(self.node.pid)
+
+    def connections(self) -> set[str]:
+        """Descriptor targets of the node's TCP connections."""
+        port = f":{int(self.node.endpoint.rpartition(':')[2]):04X}"
+        rows = [line.split() for line in Path(f"/proc/{self.node.pid}/net/tcp").read_text().splitlines()[1:]]
+        listening = "0A"
+        known = {f"socket:[{row[9]}]" for row in rows if row[1].endswith(port) and row[3] != listening}
+        return known & set(self.descriptors().values())
 
     def temporary_files(self) -> list[Path]:
         """What uploads have in the making."""

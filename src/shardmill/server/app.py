@@ -21,11 +21,11 @@ from shardmill.server.body import Sender
 from shardmill.server.calls import Call
 from shardmill.server.connections import Connection
 from shardmill.server.errors import Cut, error_answer, unexpected
-from shardmill.server.handing import patience_with_reader
 from shardmill.server.intake import check_framing
 from shardmill.server.metrics import CONTENT_TYPE, Metrics
 from shardmill.server.objects import ObjectFace
 from shardmill.server.pages import index
+from shardmill.server.patience import patience_with_reader
 from shardmill.server.security import HostRules
 from shardmill.server.transformed import TransformedFace
 from shardmill.telemetry import logs
@@ -119,7 +119,7 @@ class App:
         if not answer.prepared:
             await call.send_head(answer)
         # Without the wait a peer that asks and asks and never reads would fill the memory.
-        async with patience_with_reader(self._node.config.server.send_timeout):
+        async with patience_with_reader(call.request.transport, self._node.config.server.send_timeout):
             await answer.write_eof()
             await call.request.writer.drain()
         return answer

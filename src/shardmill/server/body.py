@@ -20,7 +20,8 @@ from shardmill.core.sources import Source
 from shardmill.server.calls import Call
 from shardmill.server.errors import Cut
 from shardmill.server.framed import FramedSender
-from shardmill.server.handing import hand_on, patience_with_reader
+from shardmill.server.handing import hand_on
+from shardmill.server.patience import patience_with_reader
 
 SMALL = 64 << 10  # bytes; below this one write costs less than a hop to a thread
 BLOCK = 1 << 20
@@ -176,16 +177,16 @@ class Sender:
                 start += sent
                 call.sent += sent
                 if not sent:
-                    await self._wait_for_room(sock)
+                    await self._wait_for_room(transport, sock)
         finally:
             os.close(sock)
 
-    async def _wait_for_room(self, sock: int) -> None:
+    async def _wait_for_room(self, transport: asyncio.Transport, sock: int) -> None:
         loop = asyncio.get_running_loop()
         room: asyncio.Future[None] = loop.create_future()
         loop.add_writer(sock, lambda: None if room.done() else room.set_result(None))
         try:
-            async with patience_with_reader(self._send_timeout):
+            async with patience_with_reader(transport, self._send_timeout):
                 await room
         finally:
             loop.remove_writer(sock)
@@ -223,7 +224,7 @@ async def seen_through(work: asyncio.Future[Value]) -> Value:
 
 async def _flush(transport: asyncio.Transport, seconds: float) -> None:
     """Return when the transport has handed everything to the kernel, so that nothing can overtake."""
-    async with patience_with_reader(seconds):
+    async with patience_with_reader(transport, seconds):
         while transport.get_write_buffer_size():
             if transport.is_closing():
                 raise ConnectionResetError("the reader went away")

@@ -20,6 +20,7 @@ from aiohttp.web_protocol import RequestHandler
 from shardmill.config import ServerSettings
 from shardmill.core.errors import BadRequest, MethodNotAllowed, ServerError, ShardmillError
 from shardmill.server.errors import Cut, Stalled, error_answer
+from shardmill.server.patience import count_untaken
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ _REQUEST_LINE = re.compile(rb"[!-~]{1,32} [!-~]+ HTTP/1\.[01]\r\n")
 class Connection(RequestHandler):
     """One peer. A request in work has deadlines of its own, so only waiting for heads is watched here."""
 
-    __slots__ = ("_first", "_listener", "_peer", "_serving", "closing_since", "heard", "waiting_since")
+    __slots__ = ("_closing", "_first", "_listener", "_peer", "_serving", "heard", "waiting_since")
 
     def __init__(self, listener: "Listener", **options: Any) -> None:
         super().__init__(listener, loop=asyncio.get_running_loop(), **options)
@@ -45,8 +46,8 @@ class Connection(RequestHandler):
         self.heard = True
         """A byte came since it began to wait; a new connection owes one from the start."""
         self.waiting_since = 0.0
-        self.closing_since: float | None = None
-        """When it was first seen to be closing; it still may have to hand on what was written."""
+        self._closing = (0, 0.0)
+        """While it closes: what the peer has not taken yet, and since when it takes nothing."""
 
     @property
     def is_serving(self) -> bool:
@@ -83,6 +84,14 @@ class Connection(RequestHandler):
         self._serving = None
         self.heard = False
         self.waiting_since = asyncio.get_running_loop().time()
+
+    def last_taken(self, now: float) -> float:
+        """When the peer of a closing connection was last seen to take something; to be asked now and then."""
+        known, since = self._closing
+        untaken = count_untaken(self._peer)
+        if not since or untaken < known:
+            self._closing = (untaken, now)
+        return self._closing[1]
 
     def abort(self) -> None:
         """End it now, whatever the peer has not taken."""
@@ -228,7 +237,6 @@ class Listener(web.Server):
     def _is_overdue(self, connection: Connection, now: float) -> bool:
         """It owes a head for too long, or has not taken the end of what it was sent."""
         if connection.is_closing:
-            connection.closing_since = connection.closing_since or now
-            return now - connection.closing_since > self._settings.send_timeout
+            return now - connection.last_taken(now) > self._settings.send_timeout
         owes_head = connection.heard and not connection.is_serving
         return owes_head and now - connection.waiting_since > self._settings.header_timeout

@@ -16,7 +16,8 @@ from aiohttp import web
 
 from shardmill.server.calls import Call
 from shardmill.server.errors import Cut
-from shardmill.server.handing import hand_on, patience_with_reader
+from shardmill.server.handing import hand_on
+from shardmill.server.patience import patience_with_reader
 from shardmill.shards.stops import WHOLE, Stretch, Stretches
 
 SLICE = 1 << 20  # bytes that a reader must take within the time-out
@@ -74,7 +75,7 @@ class FramedSender:
 
     async def _send(self, stretch: Stretch) -> None:
         if stretch.is_whole and self._room is not None and not self._room.is_there:
-            async with patience_with_reader(self._send_timeout):
+            async with patience_with_reader(self._call.request.transport, self._send_timeout):
                 await self._room.wait()
         view = memoryview(stretch.data)
         for start in range(0, len(view), SLICE):

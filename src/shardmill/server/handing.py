@@ -1,13 +1,10 @@
 """Handing bytes to a reader that may be slow, stalled or gone."""
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 from aiohttp import web
 
 from shardmill.server.calls import Call
-from shardmill.server.errors import Cut, Stalled
+from shardmill.server.errors import Cut
+from shardmill.server.patience import patience_with_reader
 
 
 async def hand_on(call: Call, answer: web.StreamResponse, data: bytes | memoryview, seconds: float) -> None:
@@ -18,18 +15,8 @@ async def hand_on(call: Call, answer: web.StreamResponse, data: bytes | memoryvi
         Stalled: It took nothing for `seconds`.
     """
     try:
-        async with patience_with_reader(seconds):
+        async with patience_with_reader(call.request.transport, seconds):
             await answer.write(data)
     except ConnectionError as error:
         raise Cut("the reader went away") from error
     call.sent += len(data)
-
-
-@asynccontextmanager
-async def patience_with_reader(seconds: float) -> AsyncIterator[None]:
-    """Raises Stalled when what is done inside takes longer."""
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError:
-        raise Stalled(f"the reader took nothing for {seconds:g} s") from None

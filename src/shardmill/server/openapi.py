@@ -48,7 +48,9 @@ DATA_PATHS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 def document() -> bytes:
     """The document as JSON."""
     types = [kind for operation in OPERATIONS for kind in operation[3:5] if kind is not None]
-    _, components = msgspec.json.schema_components([*types, api.ErrorBody], ref_template="#/components/schemas/{name}")
+    _, components = msgspec.json.schema_components(
+        [*types, api.ErrorBody], schema_hook=_schema_of, ref_template="#/components/schemas/{name}"
+    )
     paths: dict[str, dict[str, object]] = {}
     for method, path, what, body, answer, query in OPERATIONS:
         paths.setdefault(path, {})[method] = _operation(path, what, body, answer, query)
@@ -63,6 +65,13 @@ def document() -> bytes:
             "components": {"schemas": components},
         }
     )
+
+
+def _schema_of(kind: type) -> dict[str, object]:
+    """The schema of what msgspec has none for."""
+    if kind is object:
+        return {"description": "Any JSON value."}
+    raise TypeError(f"{kind} has no schema")
 
 
 def _operation(
