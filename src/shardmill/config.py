@@ -132,6 +132,7 @@ class TransformSettings:
     max_fan_out: int = _setting(100_000, "Most samples that one sample may become.")
     max_print: Size = _setting(Size(16 * MIB), "Most bytes a function may print per batch of samples.")
     max_runs: int = _setting(256, "Runs at once; beyond, 503.", least=1)
+    look_ahead: int = _setting(1, "Shards of an announced list that are begun before they are asked for; 0: none.")
     idle_workers: Seconds = _setting(Seconds(60), "Seconds that an idle worker process is kept.")
     max_code: Size = _setting(Size(64 * MIB), "Largest function that can be registered, bytes.")
 

@@ -392,3 +392,44 @@ def test_leavers_and_stayers_in_any_order_leave_nothing_behind(tmp_path: Path, s
             assert engine.runs._all == set()
 
     run(story())
+
+
+@pytest.mark.parametrize("options", ["", ",seed=1"])
+@pytest.mark.parametrize("code", [DRAWING, SLOW])
+def test_what_was_begun_ahead_and_is_never_asked_for_leaves_nothing(
+    tmp_path: Path, shard: Path, options: str, code: str
+) -> None:
+    async def story() -> None:
+        async with open_parts(tmp_path / "data") as (engine, results):
+            version = await register(engine, code)
+            before = len(os.listdir("/proc/self/fd"))
+            engine.runs._prepared_seconds = 0.5
+            plan, source = await plan_for(engine, version, shard, options)
+            assert engine.runs.prepare(plan, source, request_id="ahead")
+            same, source = await plan_for(engine, version, shard, options)
+            assert not engine.runs.prepare(same, source, request_id="ahead"), "it is under way"
+            await wait_until(lambda: engine.runs.ahead["unused"] == 1)
+            await wait_until(lambda: engine.runs._all == set())
+            engine.pool.retire(version.key)
+            await wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before)
+            assert results.statistics().used == sum(entry.size for entry in results.list())
+            assert list((tmp_path / "data" / "results" / "tmp").iterdir()) == []
+
+    run(story())
+
+
+def test_a_run_begun_ahead_gives_way_to_one_that_is_read(tmp_path: Path, shard: Path) -> None:
+    async def story() -> None:
+        async with open_parts(tmp_path / "data") as (engine, _):
+            version = await register(engine, SLOW)
+            ahead, source = await plan_for(engine, version, shard, ",seed=1")
+            assert engine.runs.prepare(ahead, source, request_id="ahead")
+            running = engine.runs._shared[ahead.key].run
+            await wait_until(lambda: running.state.processed > 4)
+            begun = running.state.processed
+            await read_all(await open_one(engine, version, shard, ",seed=2"))
+            # Two batches were on their way to each worker when the reader came.
+            assert running.state.processed <= begun + 30
+            assert len(members(await read_all(await open_one(engine, version, shard, ",seed=1")))) == 60
+
+    run(story())

@@ -10,10 +10,13 @@ import msgspec
 from shardmill.client.handles import BucketHandle, ObjectHandle
 from shardmill.client.http import DEFAULT_ENDPOINT, Transport
 from shardmill.client.transforms import TransformsHandle
-from shardmill.core.api import BucketInfo, Buckets, ConfigInfo
+from shardmill.core.api import Announcement, BucketInfo, Buckets, ConfigInfo
 from shardmill.core.errors import BadRequest, ObjectNotFound
 from shardmill.core.refs import Bucket, ObjectRef
 from shardmill.core.templates import expand, listing_prefix, match_listing, needs_listing
+
+MAX_ANNOUNCED = 10_000  # URLs of one list
+ANNOUNCE_SECONDS = 0.5  # for each step; a node that is away must not hold up a script that only makes URLs
 
 BucketName = str | Bucket | BucketHandle
 
@@ -113,6 +116,9 @@ class Client:
     ) -> list[str]:
         """URLs of many objects, in order. Exactly one of template, names and prefix says which.
 
+        With a transform the list is announced to the node, which then begins a shard while the one before it is read. A
+        node that does not answer changes nothing.
+
         Args:
             bucket: `provider://name`.
             transform_id: A spec, as `WDTransform.uuid`.
@@ -129,7 +135,15 @@ class Client:
         """
         handle = self.bucket(bucket)
         keys = self._keys(handle, template, names, prefix)
-        return [handle.object(key).url(transform_id, seed=seed, epoch=epoch) for key in keys]
+        urls = [handle.object(key).url(transform_id, seed=seed, epoch=epoch) for key in keys]
+        if transform_id is not None and len(urls) > 1:
+            self._announce(urls)
+        return urls
+
+    def _announce(self, urls: Sequence[str]) -> None:
+        paths = [url.removeprefix(self.endpoint) for url in urls[:MAX_ANNOUNCED]]
+        body = msgspec.json.encode(Announcement(paths))
+        self._transport.tell("/api/lookahead", body, seconds=ANNOUNCE_SECONDS)
 
     def close(self) -> None:
         """Close idle connections; the client stays usable."""

@@ -245,6 +245,20 @@ class Transport:
                     raise
                 time.sleep(wait)
 
+    def tell(self, path: str, body: bytes, *, seconds: float) -> None:
+        """POST what the node may as well never hear: no retry, no error, and no longer than `seconds` a step."""
+        connection = self._build(seconds)
+        headers = {"Content-Type": "application/json", "User-Agent": f"shardmill/{__version__}"}
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        try:
+            connection.request("POST", self._base + path, body, headers)
+            connection.getresponse().read()
+        except (http.client.HTTPException, OSError):
+            pass
+        finally:
+            connection.close()
+
     def give_back(self, connection: http.client.HTTPConnection) -> None:
         """Keep a connection whose last answer was read to the end."""
         with self._lock:
@@ -341,10 +355,7 @@ class Transport:
         return None
 
     def _connect(self) -> http.client.HTTPConnection:
-        if self._tls is None:
-            connection = http.client.HTTPConnection(self._host, self._port, timeout=CONNECT_SECONDS)
-        else:
-            connection = http.client.HTTPSConnection(self._host, self._port, timeout=CONNECT_SECONDS, context=self._tls)
+        connection = self._build(CONNECT_SECONDS)
         try:
             connection.connect()
         except OSError as error:
@@ -352,6 +363,11 @@ class Transport:
             raise NodeUnreachable(self._unanswered(error)) from error
         connection.sock.settimeout(SILENCE_SECONDS)
         return connection
+
+    def _build(self, seconds: float) -> http.client.HTTPConnection:
+        if self._tls is None:
+            return http.client.HTTPConnection(self._host, self._port, timeout=seconds)
+        return http.client.HTTPSConnection(self._host, self._port, timeout=seconds, context=self._tls)
 
     def _unanswered(self, error: BaseException) -> str:
         if isinstance(error, ConnectionRefusedError):

@@ -79,6 +79,13 @@ class TransformRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`provider://bucket/key` of a shard to try a few samples of."""
 
 
+class Announcement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /api/lookahead`: what will be read soon, in order."""
+
+    paths: list[str]
+    """`/t/...` of data URLs, percent-encoded."""
+
+
 class ProbeReport(msgspec.Struct, frozen=True):
     """What a probe of a few samples found."""
 

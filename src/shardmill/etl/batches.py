@@ -95,6 +95,11 @@ class Work(Protocol):
     def probing(self) -> bool: ...
 
     @property
+    def is_ahead(self) -> bool:
+        """It is done before anybody needs it, so it gives way to all that is needed."""
+        ...
+
+    @property
     def seed(self) -> int: ...
 
     @property

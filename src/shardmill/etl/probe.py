@@ -72,6 +72,7 @@ class _Pass:
     """The samples in one order with one seed, on one worker."""
 
     probing = True
+    is_ahead = False
     epoch = 0
 
     def __init__(

@@ -84,6 +84,11 @@ class Run(ABC):
         return self._source.descriptor
 
     @property
+    def is_ahead(self) -> bool:
+        """Nobody reads it yet; it gives way to runs that are read."""
+        return not self.output.readers
+
+    @property
     @abstractmethod
     def fraction_done(self) -> float:
         """How much of the work is done, 0 to 1."""

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 NEARLY_DONE = 0.8  # of the source samples; a run past it is finished though nobody reads it
 REMEMBERED_SECONDS = 30.0  # a failure that the same input would give again is not computed again meanwhile
+PREPARED_SECONDS = 60.0  # that a run begun ahead waits for its reader
 WAIT_SECONDS = 30.0  # for a finished result, where only that will do
 
 _RETRY_SECONDS = 2
@@ -107,6 +108,12 @@ class Running:
         self.source = source
         self.spool: Spool | None = None
         self.task: asyncio.Task[None] | None = None
+        self.is_through = False
+        """Its task has nothing more to do."""
+        self.is_prepared = False
+        """It was begun before anybody asked, and nobody has yet."""
+        self.is_settled = asyncio.Event()
+        """Somebody has asked, or nobody will be waited for any more."""
 
     @property
     def is_ending(self) -> bool:
@@ -166,6 +173,7 @@ class Runs:
         files: Where results are kept; None: nothing is, and no two readers share a run.
         max_runs: Beyond, Busy.
         link: Told that a request is answered by another request's run.
+        prepared_seconds: That a run begun ahead waits for its reader.
     """
 
     def __init__(
@@ -175,16 +183,21 @@ class Runs:
         *,
         max_runs: int,
         link: Callable[[str, str], None],
+        prepared_seconds: float = PREPARED_SECONDS,
     ) -> None:
         self._build = build
         self._files = files
         self._max_runs = max_runs
         self._link = link
+        self._prepared_seconds = prepared_seconds
         self._shared: dict[str, Running] = {}
         self._all: set[Running] = set()
+        self._prepared: dict[str, Running] = {}
         self._failed: dict[str, tuple[float, ShardmillError, str]] = {}
         self.outcomes = {"ended": 0, "failed": 0, "abandoned": 0}
         """Runs since the start."""
+        self.ahead = {"prepared": 0, "used": 0, "unused": 0}
+        """Runs that were begun before anybody asked."""
 
     async def __aenter__(self) -> "Runs":
         return self
@@ -245,6 +258,50 @@ class Runs:
             raise
         return self._read(running, waits_for_all=waits_for_all)
 
+    def prepare(self, plan: Plan, source: Source, *, request_id: str) -> bool:
+        """Begin a run that somebody will ask for soon, at most `spool_window` bytes far; False: no need, or no room.
+
+        It gives way to runs that are read, and is given up when nobody has asked for `prepared_seconds`.
+
+        Args:
+            plan: What will be asked for. Without a seed the first who asks gets this run, and nobody else.
+            source: The opened shard; closed here, or by the run.
+            request_id: Names the run in records.
+        """
+        files, key = self._files, plan.key
+        is_known = key in self._prepared or (plan.is_shared and (key in self._shared or (files and files.has(key))))
+        if files is None or is_known or key in self._failed or self.going_on >= self._max_runs:
+            source.close()
+            return False
+        running = self._start(plan, source, request_id)
+        running.is_prepared = True
+        self._prepared[key] = running
+        self.ahead["prepared"] += 1
+        asyncio.get_running_loop().call_later(self._prepared_seconds, self._give_up, key, running)
+        return True
+
+    def _take_prepared(self, plan: Plan, request_id: str) -> Running | None:
+        """The run that was begun for this reader."""
+        running = self._prepared.pop(plan.key, None)
+        if running is None:
+            return None
+        running.is_prepared = False
+        running.is_settled.set()
+        self.ahead["used"] += 1
+        self._link(request_id, running.request_id)
+        return running
+
+    def _give_up(self, key: str, running: Running) -> None:
+        if self._prepared.get(key) is not running:
+            return
+        del self._prepared[key]
+        running.is_prepared = False
+        running.is_settled.set()
+        self.ahead["unused"] += 1
+        if running.task is not None and not running.is_ending:
+            running.task.cancel()
+        self._end_unread(running)
+
     async def wait_finished(self, plan: Plan, source: Source, *, request_id: str) -> Finished:
         """The finished result, waited for; the run is started if need be.
 
@@ -272,26 +329,39 @@ class Runs:
     async def _find(self, plan: Plan, request_id: str, *, waits_for_all: bool) -> Reading | Finished | None:
         """What is there already. When it is None, nothing was awaited since that was seen."""
         files = self._files
-        if files is None or not plan.is_shared:
+        if files is None:
             return None
         key = plan.key
+        if not plan.is_shared:
+            prepared = self._take_prepared(plan, request_id)
+            if prepared is None:
+                return None
+            if prepared.run.output.can_be_joined:
+                return self._read(prepared, waits_for_all=waits_for_all)
+            self._on_left(prepared)
+            return None
+        is_first = False
         while True:
             self._raise_remembered(key, request_id)
             running = self._shared.get(key)
             if running is not None:
+                is_first |= self._take_prepared(plan, request_id) is not None
                 if not running.run.output.can_be_joined:
                     return None
                 if running.is_ending:
                     await running.ended.wait()
                     continue
-                running.is_scratch = False
-                self._link(request_id, running.request_id)
+                if not is_first:
+                    running.is_scratch = False
+                    self._link(request_id, running.request_id)
                 return self._read(running, waits_for_all=waits_for_all)
             if not files.has(key):
                 return None
+            is_first |= self._take_prepared(plan, request_id) is not None
             source = await files.open(key)
             if source is not None:
-                files.keep(key)
+                if not is_first:
+                    files.keep(key)
                 return Finished(source)
 
     def _raise_remembered(self, key: str, request_id: str) -> None:
@@ -333,23 +403,28 @@ class Runs:
             outcome = "failed" if output.error is not None else "ended"
             if output.error is not None:
                 self._remember(running, output.error)
-            elif running.spool is not None and output.spooled == output.published:
+            elif running.key is not None and running.spool is not None and output.spooled == output.published:
                 is_kept = await self._keep(running, running.spool)
         finally:
             self.outcomes[outcome] += 1
             if running.key is not None and self._shared.get(running.key) is running:
                 del self._shared[running.key]
             running.source.close()
-            if running.spool is not None and not is_kept:
-                await running.spool.abandon()
             running.ended.set()
+            if running.spool is not None and not is_kept:
+                try:
+                    if running.is_prepared and outcome == "ended":
+                        await running.is_settled.wait()
+                finally:
+                    await running.spool.abandon()
+            running.is_through = True
             self._end_unread(running)
 
     async def _begin_spool(self, running: Running) -> Spool | None:
-        if running.key is None or self._files is None:
+        if self._files is None or (running.key is None and not running.is_prepared):
             return None
         try:
-            return await self._files.begin(running.key)
+            return await self._files.begin(running.plan.key)
         except ShardmillError as error:
             logger.info("the result of run %d is not kept: %s", running.run.number, error)
             return None
@@ -388,6 +463,6 @@ class Runs:
             asyncio.get_running_loop().call_soon(running.task.cancel)
 
     def _end_unread(self, running: Running) -> None:
-        if not running.run.output.readers and running in self._all:
+        if running.is_through and not running.is_prepared and not running.run.output.readers and running in self._all:
             self._all.discard(running)
             running.dispose()

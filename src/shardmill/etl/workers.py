@@ -97,7 +97,7 @@ class WorkerPool:
 
     def _hand_out_one(self) -> bool:
         """Give one batch to one worker; False: nothing more can be done now."""
-        waiting = [work for work in self._works.values() if work.has_batch()]
+        waiting = sorted((work for work in self._works.values() if work.has_batch()), key=lambda work: work.is_ahead)
         free = self.lanes - self._active
         blocked: set[str] = set()
         for work in waiting:

@@ -9,6 +9,7 @@ from shardmill.config import Config
 from shardmill.core.api import ConfigInfo
 from shardmill.etl.engine import Engine
 from shardmill.node.access import Access
+from shardmill.node.ahead import LookAhead
 from shardmill.node.objects import Objects
 from shardmill.node.settings import masked_settings
 from shardmill.node.transforms import Transforms
@@ -65,7 +66,8 @@ class Node:
                 )
             )
             objects = Objects(buckets, access)
-            yield cls(config, objects, Transforms(engine, objects, access))
+            ahead = await parts.enter_async_context(LookAhead(engine, objects, depth=config.transforms.look_ahead))
+            yield cls(config, objects, Transforms(engine, objects, access, ahead))
 
     def describe(self) -> ConfigInfo:
         """The effective configuration, secrets masked."""

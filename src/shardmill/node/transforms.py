@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from shardmill.core.api import EnvironmentInfo, Failures, TransformDetails, TransformInfo, TransformRequest
 from shardmill.core.errors import BadRequest
+from shardmill.core.paths import TransformedRef
 from shardmill.core.refs import ObjectRef
 from shardmill.core.sources import Source
 from shardmill.core.specs import SPEC_DIGITS, Spec, check_name
@@ -14,6 +15,7 @@ from shardmill.etl.runs import Finished, Plan, Reading
 from shardmill.etl.statistics import EngineStatistics
 from shardmill.etl.versions import Version, check_request
 from shardmill.node.access import Access, Principal
+from shardmill.node.ahead import LookAhead
 from shardmill.node.objects import Objects
 from shardmill.worker.limits import LAYERS
 
@@ -57,10 +59,11 @@ Transformed = TransformedStream | TransformedFile
 class Transforms:
     """Transforms of a node, with access checked."""
 
-    def __init__(self, engine: Engine, objects: Objects, access: Access) -> None:
+    def __init__(self, engine: Engine, objects: Objects, access: Access, ahead: LookAhead) -> None:
         self._engine = engine
         self._objects = objects
         self._access = access
+        self._ahead = ahead
 
     async def register(
         self, principal: Principal, request: TransformRequest, *, progress: Callable[[str], None]
@@ -105,6 +108,12 @@ class Transforms:
         self._access.check(principal, "read", None)
         return self._engine.failures.find(transform=transform, bucket=bucket, key=key, request=request)
 
+    def announce(self, principal: Principal, names: Sequence[TransformedRef]) -> None:
+        """Transformed objects that will be read in this order, so that the next may be begun while one is read."""
+        for bucket in {name.ref.bucket for name in names}:
+            self._access.check(principal, "read", bucket)
+        self._ahead.announce(names)
+
     @asynccontextmanager
     async def head(
         self, principal: Principal, ref: ObjectRef, spec: Spec
@@ -147,6 +156,7 @@ class Transforms:
         except BaseException:
             source.close()
             raise
+        self._ahead.reading(principal, TransformedRef(ref, spec))
         runs = self._engine.runs
         opened: Reading | Finished
         if wants_finished and plan.is_shared and runs.can_finish:
@@ -160,7 +170,7 @@ class Transforms:
                 opened.source.close()
         else:
             try:
-                yield TransformedStream(self._head(plan, spec, run=f"run-{opened.number}"), opened)
+                yield TransformedStream(self._head(plan, spec, run=f"run-{opened.number}", seed=opened.seed), opened)
             finally:
                 opened.close()
 
@@ -184,12 +194,12 @@ class Transforms:
             raise BadRequest(f"transform {str(spec)!r}: args without a version")
         return self._engine.versions.get(spec.name, spec.digest, spec.args)
 
-    def _head(self, plan: Plan, spec: Spec, *, run: str | None) -> TransformedHead:
+    def _head(self, plan: Plan, spec: Spec, *, run: str | None, seed: int | None = None) -> TransformedHead:
         resolved = replace(spec, digest=plan.version.info.digest[:SPEC_DIGITS], args=plan.spec.args)
         has_seed = spec.seed is not None or (run is not None and not plan.is_shared)
         return TransformedHead(
             resolved,
-            plan.seed if has_seed else None,
+            (plan.seed if seed is None else seed) if has_seed else None,
             run,
             is_bare=spec.digest is None,
             origin=plan.origin,

@@ -2,12 +2,13 @@
 
 import asyncio
 import json
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import web
 
 from shardmill.core.api import (
+    Announcement,
     Buckets,
     ObjectInfo,
     ObjectPage,
@@ -17,6 +18,7 @@ from shardmill.core.api import (
 )
 from shardmill.core.errors import BadRequest, ShardmillError, TooLarge, UnsupportedMediaType
 from shardmill.core.meta import ObjectMeta
+from shardmill.core.paths import parse_transformed_path
 from shardmill.core.refs import Bucket, unquote_path
 from shardmill.node.node import Node
 from shardmill.node.objects import MAX_PAGE
@@ -27,7 +29,10 @@ from shardmill.server.intake import receive
 from shardmill.server.openapi import document
 
 _BODY = 1 << 20  # bytes of a body beside code
+_ANNOUNCEMENT = 16 << 20  # bytes
 _LINES = "application/x-ndjson"
+
+Value = TypeVar("Value")
 
 
 class Api:
@@ -97,7 +102,8 @@ class Api:
         """201 new, 200 known; as JSON lines with progress when the client accepts them."""
         call.query()
         limit = self._node.config.transforms.max_code * 4 // 3 + _BODY
-        request = _decode(await _read(call, limit, self._node.config.server.body_timeout))
+        body = await _read(call, limit, "max_code", self._node.config.server.body_timeout)
+        request = _decode(body, TransformRequest, "a registration")
         if _LINES in call.headers.get("Accept", ""):
             return await self._register_with_progress(call, request)
         info, is_new = await self._transforms.register(call.principal, request, progress=lambda _: None)
@@ -130,6 +136,14 @@ class Api:
     async def _write_line(self, call: Call, answer: web.StreamResponse, line: dict[str, object]) -> None:
         data = msgspec.json.encode(line) + b"\n"
         await hand_on(call, answer, data, self._node.config.server.send_timeout)
+
+    async def announce(self, call: Call) -> web.StreamResponse:
+        """204; what is announced is begun when what stands before it is read."""
+        call.query()
+        body = await _read(call, _ANNOUNCEMENT, "an announcement", self._node.config.server.body_timeout)
+        paths = _decode(body, Announcement, "an announcement").paths
+        self._transforms.announce(call.principal, [parse_transformed_path(path) for path in paths])
+        return web.Response(status=204)
 
     async def config(self, call: Call) -> web.StreamResponse:
         call.query()
@@ -186,19 +200,19 @@ def _limit(text: str | None) -> int:
     return min(int(text), MAX_PAGE)
 
 
-async def _read(call: Call, limit: int, patience: float) -> bytes:
+async def _read(call: Call, limit: int, limit_name: str, patience: float) -> bytes:
     """A JSON body of at most `limit` bytes."""
     request = call.request
     if "Content-Encoding" in call.headers:
         raise UnsupportedMediaType("send the JSON body without Content-Encoding")
     if (request.content_length or 0) > limit:
-        raise TooLarge(f"the body has {request.content_length} bytes; at most {limit} are accepted (max_code)")
+        raise TooLarge(f"the body has {request.content_length} bytes; at most {limit} are accepted ({limit_name})")
     await call.invite_body()
-    return b"".join([piece async for piece in receive(call, limit=limit, limit_name="max_code", patience=patience)])
+    return b"".join([piece async for piece in receive(call, limit=limit, limit_name=limit_name, patience=patience)])
 
 
-def _decode(data: bytes) -> TransformRequest:
-    """A registration, strictly: no duplicate, unknown or non-finite anything.
+def _decode(data: bytes, kind: type[Value], what: str) -> Value:
+    """A body as the type that it should be, strictly: no duplicate, unknown or non-finite anything.
 
     Raises:
         BadRequest: Says what is wrong, and where.
@@ -206,9 +220,9 @@ def _decode(data: bytes) -> TransformRequest:
     try:
         # msgspec takes the last of duplicate names; a typo in one must not decide what runs.
         json.loads(data.decode(), object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
-        return msgspec.json.decode(data, type=TransformRequest)
+        return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:
-        raise BadRequest(f"the body is not a registration: {error}") from None
+        raise BadRequest(f"the body is not {what}: {error}") from None
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:300]
         raise BadRequest(f"the body is not JSON in UTF-8: {reason}") from None
