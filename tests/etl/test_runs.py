@@ -16,6 +16,7 @@ from shardmill.core.errors import Busy, ShardmillError, TransformFailed
 from shardmill.core.specs import Spec
 from shardmill.etl.engine import Engine
 from shardmill.etl.runs import NEARLY_DONE, Finished, Plan, Reading
+from shardmill.etl.sample_run import SampleRun
 from shardmill.etl.versions import Version
 from shardmill.storage.results import ResultStore
 from tests.etl.support import REF, FileSource, bytes_of, members, register, request_for, settings_for, write_shard
@@ -425,6 +426,7 @@ def test_a_run_begun_ahead_gives_way_to_one_that_is_read(tmp_path: Path, shard: 
             ahead, source = await plan_for(engine, version, shard, ",seed=1")
             assert engine.runs.prepare(ahead, source, request_id="ahead")
             running = engine.runs._shared[ahead.key].run
+            assert isinstance(running, SampleRun)
             await wait_until(lambda: running.state.processed > 4)
             begun = running.state.processed
             await read_all(await open_one(engine, version, shard, ",seed=2"))

@@ -170,10 +170,9 @@ class ResultStore:
         ]
 
     async def remove(self, keys: Sequence[str]) -> int:
-        gone = {key: entry for key in keys if (entry := self._take_out(key)) is not None}
-        if gone:
-            await self.in_thread(_unlink_all, [self._directory / key for key in gone])
-        return sum(entry.size for entry in gone.values())
+        gone = self._take_out_all(keys)
+        await self.unlink(gone)
+        return sum(gone.values())
 
     async def _expire(self) -> None:
         """Remove scratch results that nobody has opened for a while."""
@@ -190,29 +189,23 @@ class ResultStore:
     def statistics(self) -> ResultStatistics:
         return ResultStatistics(len(self._entries), self._kept + self._spooling, self._capacity, self._evicted)
 
-    async def make_room(self, size: int) -> None:
-        """Take `size` bytes of the quota for a spool, evicting results for it.
+    def take_room(self, size: int) -> Sequence[str]:
+        """Take `size` bytes of the quota for a spool; returns evicted results, to be unlinked.
 
         Raises:
             InsufficientStorage: What is left is in use.
         """
         need = self._kept + self._spooling + size - self._capacity
+        victims: Sequence[str] = ()
+        if need > 0:
+            free = [(key, entry) for key, entry in self._entries.items() if not entry.leases]
+            victims = choose_victims([(key, entry.size, entry.used, entry.is_scratch) for key, entry in free], need)
+            if not victims:
+                raise InsufficientStorage("the results' quota is full of what is in use")
+            self._take_out_all(victims)
+            self._evicted += len(victims)
         self._spooling += size
-        if need <= 0:
-            return
-        victims = choose_victims(
-            [
-                (key, entry.size, entry.used, entry.is_scratch)
-                for key, entry in self._entries.items()
-                if not entry.leases
-            ],
-            need,
-        )
-        if not victims:
-            self._spooling -= size
-            raise InsufficientStorage("the results' quota is full of what is in use")
-        self._evicted += len(victims)
-        await finish(self.remove(victims))
+        return victims
 
     def give_back(self, size: int) -> None:
         """A spool needs so much of the quota no more."""
@@ -228,6 +221,16 @@ class ResultStore:
     def _add(self, entry: _Entry) -> None:
         self._entries[entry.trailer.key] = entry
         self._kept += entry.size
+
+    def _take_out_all(self, keys: Sequence[str]) -> dict[str, int]:
+        """Key → bytes of those that were there."""
+        return {key: entry.size for key in keys if (entry := self._take_out(key)) is not None}
+
+    async def unlink(self, keys: Iterable[str]) -> None:
+        """Remove the files of results that are no longer listed."""
+        paths = [self._directory / key for key in keys]
+        if paths:
+            await self.in_thread(_unlink_all, paths)
 
     def _take_out(self, key: str) -> _Entry | None:
         entry = self._entries.pop(key, None)
@@ -295,8 +298,9 @@ class ResultSpool:
 
     async def append(self, pieces: Sequence[memoryview | bytes]) -> None:
         size = sum(map(len, pieces))
-        await self.store.make_room(size)
+        evicted = self.store.take_room(size)
         self.size += size
+        await finish(self.store.unlink(evicted))
         await finish(self.store.in_thread(self._write, pieces))
 
     async def publish(self, facts: Mapping[str, str], *, is_scratch: bool) -> ObjectMeta:
