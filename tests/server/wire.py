@@ -120,7 +120,7 @@ class Peer:
 
     def _read_body(self, status: int, headers: Mapping[str, str]) -> bytes:
         if headers.get("transfer-encoding") == "chunked":
-            return self._read_chunks(status)
+            return self.read_chunks(status)
         assert "content-length" in headers, headers
         size = int(headers["content-length"])
         pieces, got = [self._pending], len(self._pending)
@@ -134,7 +134,8 @@ class Peer:
         self._pending = whole[size:]
         return whole[:size]
 
-    def _read_chunks(self, status: int) -> bytes:
+    def read_chunks(self, status: int) -> bytes:
+        """The rest of a chunked body of an answer with this status."""
         body = bytearray()
         while True:
             try:

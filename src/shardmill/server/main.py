@@ -1,10 +1,11 @@
-"""A node as a process: open its parts, listen, say so, and on SIGTERM finish what is going on.
+"""A node as a process: open its parts, listen, say so, and on a signal finish what is going on.
 
 The socket is bound first, so that a port in use is known before anything else is touched.
 """
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import ssl
@@ -25,7 +26,7 @@ _BACKLOG = 1024
 
 
 def serve(config: Config) -> int:
-    """Run a node until SIGTERM or SIGINT; returns the exit status.
+    """Run a node until SIGTERM, SIGINT or SIGHUP; returns the exit status.
 
     Recovery: none here; whatever was acknowledged is on disk when the process ends, however it ends.
     """
@@ -45,29 +46,56 @@ class _CannotStart(Exception):
 
 
 async def _run(config: Config, sock: socket.socket, context: ssl.SSLContext | None) -> int:
-    stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    ending = _Ending(loop)
     with ThreadPoolExecutor(SEND_THREADS, thread_name_prefix="send") as threads:
         async with Node.open(config) as node:
             app = App(node, threads)
             async with Listener(app.handle, config.server, methods=METHODS, on_refused=app.refused) as listener:
-                server = await loop.create_server(listener, sock=sock, ssl=context, backlog=_BACKLOG)
+                server = await loop.create_server(
+                    listener,
+                    sock=sock,
+                    backlog=_BACKLOG,
+                    ssl=context,
+                    # A handshake is the head of a connection, and its end waits for the reader.
+                    ssl_handshake_timeout=config.server.header_timeout if context else None,
+                    ssl_shutdown_timeout=config.server.send_timeout if context else None,
+                )
                 _announce(node, sock, tls=context is not None)
-                await stop.wait()
-                await _drain(app, server, listener, config.server.drain)
+                await ending.begun.wait()
+                await _drain(app, server, listener, config.server.drain, ending.hurried)
     return 0
 
 
-async def _drain(app: App, server: asyncio.Server, listener: Listener, seconds: float) -> None:
-    """Finish what is going on for at most `seconds`, then cut it; a second signal is not needed."""
-    logger.info("draining: %d requests in work", listener.serving)
+class _Ending:
+    """What signals ask for: to end, and with a second one not to wait for readers."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.begun = asyncio.Event()
+        self.hurried = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            # Under nohup a terminal that goes away is nothing to the node.
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                loop.add_signal_handler(number, self._on_signal)
+
+    def _on_signal(self) -> None:
+        if self.begun.is_set():
+            self.hurried.set()
+        self.begun.set()
+
+
+async def _drain(app: App, server: asyncio.Server, listener: Listener, seconds: float, hurried: asyncio.Event) -> None:
+    """Finish what is going on for at most `seconds`, or until somebody is in a hurry, then cut it."""
+    logger.info("draining: %d requests in work, at most %g s; a second signal ends it now", listener.serving, seconds)
     app.is_draining = True
-    await listener.wait_idle(seconds)
+    waiting = [asyncio.create_task(listener.wait_idle(seconds)), asyncio.create_task(hurried.wait())]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    for task in waiting:
+        task.cancel()
+    await asyncio.wait(waiting)
     server.close()
     if listener.serving:
-        logger.warning("%d requests were not done after %g s and are cut", listener.serving, seconds)
+        logger.warning("%d requests were not done and are cut", listener.serving)
     await listener.cut()
 
 
@@ -77,8 +105,10 @@ def _bind(settings: ServerSettings) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
+        # The error's own text tells the address once more; only that of a name that is not found has no number.
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         raise _CannotStart(
-            f"cannot listen on {settings.listen}: {error.strerror}; take another port with --listen {host}:PORT "
+            f"cannot listen on {settings.listen}: {reason}; take another port with --listen {host}:PORT "
             "(port 0 takes a free one)"
         ) from None
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 START_SECONDS = 60.0
 STOP_SECONDS = 40.0  # a drain may take 30
+END_SECONDS = 5.0
 KEPT_LINES = 2000  # of what it printed
 
 _URL = re.compile(r"(https?)://[^\s/]*:([1-9][0-9]*)")
@@ -31,8 +32,9 @@ class NodeFailed(RuntimeError):
 class RunningNode:
     """A node's process, with what it has printed so far."""
 
-    def __init__(self, process: subprocess.Popen[str], data: Path) -> None:
+    def __init__(self, process: subprocess.Popen[str], data: Path, host: str) -> None:
         self.process = process
+        self._host = host
         self.data = data
         """Its data directory."""
         self.endpoint = ""
@@ -57,6 +59,9 @@ class RunningNode:
             NodeFailed: It ended, or did not print its URL in time.
         """
         if not self._has_url.wait(seconds) or not self.endpoint:
+            # Its output may end a moment before it does.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(END_SECONDS if self._has_url.is_set() else 0)
             ended = self.process.poll()
             what = f"did not start within {seconds:.0f} s" if ended is None else f"ended with status {ended}"
             raise NodeFailed(f"the node {what}:\n{self.output}")
@@ -95,7 +100,7 @@ class RunningNode:
                 self._lines.append(line)
                 match = _URL.search(line)
                 if match and not self.endpoint:
-                    self.endpoint = f"{match[1]}://127.0.0.1:{match[2]}"
+                    self.endpoint = f"{match[1]}://{self._host}:{match[2]}"
                     self._has_url.set()
         self._has_url.set()
 
@@ -135,7 +140,8 @@ def running_node(
             errors="replace",
             env=variables,
         )
-        node = RunningNode(process, data)
+        # Whatever it listens on, this machine reaches it by loopback.
+        node = RunningNode(process, data, "[::1]" if listen.startswith("[") else "127.0.0.1")
         try:
             node.wait_ready()
             yield node
