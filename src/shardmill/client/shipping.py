@@ -62,8 +62,9 @@ def ship(function: Callable[..., Any]) -> Shipment:
         payload, named = pickle_function(function, walk)
     except RecursionError:
         raise CannotShip(f"{place} holds objects that are nested too deeply to be shipped") from None
-    except CannotShip:
-        raise
+    except CannotShip as refusal:
+        # The walk's own frames tell nothing that the message does not.
+        raise refusal.with_traceback(None) from None
     except Exception as error:
         # Objects of the user's own say how they are pickled, and may raise anything.
         raise CannotShip(f"{place} cannot be shipped: {error}") from error
