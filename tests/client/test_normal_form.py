@@ -1,11 +1,14 @@
 """What a function is known by: the same everywhere, another for every change that can be seen."""
 
 import copy
+import inspect
 import math
 import pickle
 import random
 import re
 import struct
+import textwrap
+import types
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from datetime import date
@@ -32,6 +35,7 @@ import enum
 import functools
 import logging
 import re
+import typing
 import numpy as np
 import helpers
 import package.part
@@ -47,7 +51,10 @@ class Colour(enum.Enum):
     BLUE = 2
 
 
-class Base:
+T = typing.TypeVar("T")
+
+
+class Base(typing.Generic[T]):
     scale = 2
 
     def apply(self, x):
@@ -55,7 +62,7 @@ class Base:
 
 
 @dataclasses.dataclass
-class Twice(Base):
+class Twice(Base[T]):
     tags: set = dataclasses.field(default_factory=lambda: {"a", "b", "c"})
 
     def apply(self, x):
@@ -85,7 +92,7 @@ def augment(sample, *, letters=frozenset({"z", "y", "x"})):
     class Local:
         words = WORDS
 
-    logger.debug("at work")
+    logger.debug("%s at work", T)
     return [
         TWICE.apply(sample), sorted(map(str, Local.words)), PATTERN.match("ab1").group(), float(ARRAY.sum()),
         Colour.RED.name, helpers.scale(2), again.scale(5), package.part.second(), third(), cached(4), is_even(10),
@@ -255,8 +262,6 @@ def work(sample, level=Level()):
 """
     lines = source.strip().split("\n")
     shifted = "# One.\n\n\n" + "\n# Between.\n".join(line for line in lines)
-    nested = "def outer():\n" + "\n".join("    " + line for line in lines if not line.startswith(("import", "LIMITS")))
-    nested = "import math\nLIMITS = {'high', 'low'}\n" + nested + "\n    return work\nwork = outer()"
     annotated = source.replace(
         "(sample, level=Level())", "(sample: 'list[int]', level: Level = Level()) -> 'dict[str, int]'"
     )
@@ -268,10 +273,35 @@ def work(sample, level=Level()):
         assert come_back(namespace["work"])(2) == ((("local", 6)), ["high", "low"], math.pi)
         forms.add(form(namespace["work"]))
     assert len(forms) == 1
-    namespace = {"__name__": "place"}
-    exec(compile(nested, "<ipython-input-7-0123456789ab>", "exec"), namespace)
-    # Level is a captured variable there instead of a global, which is other code, but only that.
-    assert form(namespace["work"]) == form(namespace["outer"]())
+
+
+def test_how_deep_a_function_stands_does_not_matter() -> None:
+    def inside() -> Callable[..., Any]:
+        def work(sample: int) -> Any:
+            class Local:
+                def of(self) -> int:
+                    return sample
+
+            return Local().of()
+
+        return work
+
+    plain: dict[str, Any] = {}
+    source = textwrap.dedent("".join(inspect.getsource(inside).splitlines(keepends=True)[1:-2]))
+    exec(compile(source, "<ipython-input-7-0123456789ab>", "exec"), {"Any": Any}, plain)
+    assert form(plain["work"]) == form(inside())
+
+
+def test_what_a_handler_covers_matters() -> None:
+    def guarded(sample: Any) -> Any:
+        try:
+            return sample.one()
+        except ValueError:
+            return 1
+
+    code = guarded.__code__
+    bare = types.FunctionType(code.replace(co_exceptiontable=b""), {}, guarded.__name__)
+    assert form(bare) != form(types.FunctionType(code, {}, guarded.__name__)) == form(guarded)
 
 
 def test_attributes_are_in_no_order_but_dictionaries_are() -> None:

@@ -75,6 +75,17 @@ def test_a_module_that_is_missing_here_is_asked_of_the_node_unless_the_code_can_
     assert ship(tries).modules == ()
 
 
+def test_an_own_module_that_cannot_be_imported_is_named_unless_the_code_can_do_without(tmp_path: Path) -> None:
+    files = {"broken.py": "import not_installed_here\n"}
+    needs = "def augment(sample):\n    import broken\n    return broken.x\n"
+    with pytest.raises(
+        AssertionError, match=r"function `augment` imports broken, .*: No module named 'not_installed_here'"
+    ):
+        ship_from(tmp_path / "needs", needs, files)
+    tries = "def augment(sample):\n    try:\n        import broken\n    except ImportError:\n        return sample\n    return broken\n"
+    assert ship_from(tmp_path / "tries", tries, files).call(3) == 3
+
+
 def test_modules_of_the_users_own_go_along_as_far_as_they_are_reached(tmp_path: Path) -> None:
     """Imported in every way; parts that cannot leave stay behind unless they are used."""
     files = {
@@ -134,6 +145,25 @@ def test_a_module_is_own_by_where_its_file_lies(tmp_path: Path) -> None:
     assert is_own(module)
     assert come_back(module.give)(None) == 4
     assert come_back(lambda sample: [module.give(sample)])(None) == [4]
+
+
+def test_links_do_not_change_whose_a_module_is(tmp_path: Path) -> None:
+    """Some installers fill site-packages with links into a store of their own."""
+    site, store, work = (tmp_path / name for name in ("site-packages", "store", "work"))
+    for directory in (site, store, work):
+        directory.mkdir()
+    (store / "linked.py").write_text("def one(x):\n    return x\n")
+    (site / "linked.py").symlink_to(store / "linked.py")
+    (site / "real.py").write_text("def two(x):\n    return x\n")
+    (work / "real.py").symlink_to(site / "real.py")
+    script = (
+        f"import sys\nsys.path[:0] = [{str(site)!r}]\nimport linked\n\n\ndef augment(x):\n    return linked.one(x)\n"
+    )
+    assert ship_from(tmp_path / "job", script).modules == ["linked"]
+    assert ship_from(
+        tmp_path / "job",
+        script.replace(str(site), str(work)).replace("linked.one", "real.two").replace("import linked", "import real"),
+    ).modules == ["real"]
 
 
 def test_an_editable_install_is_the_users_own(tmp_path: Path) -> None:

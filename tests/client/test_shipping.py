@@ -8,7 +8,6 @@ import pickle
 import random
 import re
 import sys
-import threading
 import xml.dom.minidom
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -162,11 +161,21 @@ def test_a_round_trip_keeps_what_was_one_object_one(tmp_path: Path) -> None:
 
 
 def test_the_registry_of_modules_by_value_is_left_as_it_was() -> None:
-    before = cloudpickle.list_registry_pickle_by_value()
-    ship(counts_down)
+    class Failing:
+        def __reduce__(self) -> Any:
+            assert (__name__ in cloudpickle.list_registry_pickle_by_value()) == registered.pop()
+            return Failing, ()
+
+    assert __name__ not in cloudpickle.list_registry_pickle_by_value()
+    # Once for the form; again, after the function's own module was registered, for the bytes.
+    registered = [True, False]
+    held = Failing()
+    ship(lambda sample: (counts_down(sample), held))
+    assert registered == []
+    assert cloudpickle.list_registry_pickle_by_value() == set()
     with pytest.raises(CannotShip):
-        ship(capturing(threading.Lock()))
-    assert cloudpickle.list_registry_pickle_by_value() == before
+        ship(lambda sample: (counts_down(sample), held))
+    assert cloudpickle.list_registry_pickle_by_value() == set()
     mine = sys.modules[__name__]
     cloudpickle.register_pickle_by_value(mine)
     try:

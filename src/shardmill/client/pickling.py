@@ -108,7 +108,6 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
             **slots,
             "__annotations__": {},
             "__globals__": {name: value for name, value in function.__globals__.items() if name in names},
-            "_cloudpickle_submodules": [module for module in slots["_cloudpickle_submodules"] if not is_own(module)],
         }
         return make, arguments, (attributes, slots), *rest
 
