@@ -16,6 +16,8 @@ from shardmill.core.errors import BadRequest, TransformFailed, TransformNotFound
 from shardmill.core.specs import Spec
 from shardmill.marking import transform
 from shardmill.notebook import display_shard_images
+from shardmill.testing.node import RunningNode
+from tests.client.processes import run_python
 
 IMAGENET = "gs://sharded-imagenet"
 SHARD = "imagenet-train-000000.tar"
@@ -159,3 +161,60 @@ def test_pictures_of_a_shard_raw_by_name_and_by_uuid(client: Client) -> None:
         figure = display_shard_images(client, IMAGENET, SHARD, objects=2, etl_name=name)
         pictures = [axes.get_images()[0].get_array() for axes in figure.axes]
         assert [np.shape(picture) for picture in pictures if picture is not None] == [(32, 32, 3)] * 2
+
+
+REGISTER = """
+import sys
+from shardmill import Client, WDTransform
+
+KEPT = {"alpha", "beta", "gamma", "delta"}
+
+
+class Label:
+    factor = 3
+
+    def of(self, number):
+        return self.factor * number
+
+
+label = Label()
+
+
+def count(sample):
+    sample["txt"] = f"{label.of(len(KEPT))} {'-'.join(sorted(KEPT))}"
+    return sample
+
+
+print(WDTransform(Client(sys.argv[1]), count, wd_decoder=None).uuid)
+"""
+
+
+def test_six_client_processes_get_one_uuid_and_changed_code_another(
+    client: Client, node: RunningNode, tmp_path: Path
+) -> None:
+    """Old URLs go on giving the bytes of the old code."""
+
+    def register(place: str, text: str, hash_seed: int) -> str:
+        directory = tmp_path / place
+        directory.mkdir(exist_ok=True)
+        (directory / "job.py").write_text(text)
+        return run_python("job.py", node.endpoint, directory=directory, hash_seed=hash_seed).strip()
+
+    commented = "# Shifts every line.\n" + REGISTER.replace("    sample[", "    # Inside.\n    sample[")
+    cases = [
+        ("here", REGISTER, 0),
+        ("here", REGISTER, 1),
+        ("here", REGISTER, 2),
+        ("there", REGISTER, 0),
+        ("there", REGISTER, 7),
+    ]
+    uuids = {register(*case) for case in cases} | {register("commented", commented, 1)}
+    assert len(uuids) == 1
+    (old,) = uuids
+    before = read(client, old, count=2)
+    assert before[0].fields["txt"] == b"12 alpha-beta-delta-gamma"
+    new = register("here", REGISTER.replace("factor = 3", "factor = 5"), 0)
+    assert new != old
+    assert read(client, old, count=2) == before
+    assert read(client, new, count=1)[0].fields["txt"] == b"20 alpha-beta-delta-gamma"
+    assert register("here", REGISTER, 3) == old
