@@ -120,6 +120,26 @@ def augment(sample):
     assert shipped.call(None) == [[1, 2], [3, 4], 4, "own", 3, 6, [3, 3], "late"]
 
 
+def test_a_module_and_its_functions_share_their_globals(tmp_path: Path) -> None:
+    """What a function of the module binds is seen from outside, and what is bound from outside is seen by it."""
+    files = {
+        "state.py": "MODEL = None\ncounter = 0\n\n\ndef load():\n    global MODEL\n    MODEL = 'loaded'\n\n\n"
+        "def count():\n    return counter\n"
+    }
+    script = """
+import state
+
+
+def augment(sample):
+    if state.MODEL is None:
+        state.load()
+    state.counter += 5
+    import state as again
+    return state.MODEL, state.count(), again.count()
+"""
+    assert ship_from(tmp_path, script, files).call(None) == ["loaded", 5, 5]
+
+
 def test_a_module_that_is_handed_around_goes_whole(tmp_path: Path) -> None:
     files = {"tools.py": "def one(x):\n    return x + 1\n\n\ndef two(x):\n    return x + 2\n"}
     script = "import tools\n\n\ndef augment(sample):\n    return getattr(tools, 'two')(sample)\n"

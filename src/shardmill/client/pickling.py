@@ -43,13 +43,16 @@ class _Parcel:
     """The function with what must be in place before it is called."""
 
     def __init__(self, function: object, walk: Walk) -> None:
-        self._contents = (walk.imported, sorted(walk.submodules), _lines_of(walk.codes), function)
+        # The modules first: their functions then find them made.
+        modules = list(walk.attributes)
+        self._contents = (modules, walk.imported, sorted(walk.submodules), _lines_of(walk.codes), function)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FunctionType(_unpack.__code__, {}, "_unpack"), self._contents
 
 
 def _unpack(
+    _modules: Sequence[Any],
     imported: Mapping[str, Any],
     submodules: Sequence[str],
     sources: Mapping[str, Sequence[tuple[int, list[str]]]],
@@ -77,6 +80,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         super().__init__(stream)
         self.named: set[str] = set()
         self._walk = walk
+        self._globals = {id(vars(module)): _Globals(module) for module in walk.attributes}
         self._register = register
 
     def reducer_override(self, value: Any) -> Any:
@@ -94,7 +98,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         return reduced
 
     def _reached(self, module: ModuleType) -> dict[str, Any]:
-        names = {"__package__"} | self._walk.attributes.get(module, set())
+        names = {"__package__", "__file__"} | self._walk.attributes.get(module, set())
         return {name: getattr(module, name) for name in sorted(names) if hasattr(module, name)}
 
     def _of_names(self, function: FunctionType, reduced: Any) -> Any:
@@ -102,14 +106,15 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
 
         Annotations are not needed to run it, and may name what only the client has.
         """
-        make, arguments, (attributes, slots), *rest = reduced
+        make, (code, plain, *others), (attributes, slots), *rest = reduced
+        shared = self._globals.get(id(function.__globals__), plain)
         names = reach_of(function.__code__).names
         slots = {
             **slots,
             "__annotations__": {},
             "__globals__": {name: value for name, value in function.__globals__.items() if name in names},
         }
-        return make, arguments, (attributes, slots), *rest
+        return make, (code, shared, *others), (attributes, slots), *rest
 
     def _note(self, value: Any) -> None:
         """Remember what a worker must be able to import."""
@@ -117,6 +122,16 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         # Some types name a module that cannot be imported, such as one that a compiler made up.
         loaded = [module for name in names if getattr(module := sys.modules.get(name), "__spec__", None)]
         self.named.update(module.__name__ for module in loaded if module is not None and not is_own(module))
+
+
+class _Globals:
+    """The globals of a module that goes along: its own dictionary, so that what either binds the other sees."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self._module = module
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return vars, (self._module,)
 
 
 def _module_of(value: Any) -> str:
