@@ -111,7 +111,7 @@ def test_an_address_that_is_not_this_machines_is_one_line() -> None:
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_an_ending_node_finishes_what_it_answers_and_begins_no_run(shards: Path, ending: signal.Signals) -> None:
     with ExitStack() as stack:
-        wire = stack.enter_context(serving(shards))
+        wire = stack.enter_context(serving(shards, "--drain", "10m"))
         peer, got = stack.enter_context(reading_slowly(wire))
         idle = stack.enter_context(wire.connect())
         idle.send(request("GET", "/healthz"))
@@ -182,7 +182,7 @@ def test_a_second_signal_does_not_wait_for_readers(shards: Path, tmp_path: Path)
 def test_ctrl_c_reaches_the_whole_group_and_breaks_no_run(shards: Path, tmp_path: Path) -> None:
     """A terminal sends it to the node's children, too."""
     python = script(tmp_path, 'exec setsid "{python}" "$@"')
-    with serving(shards, python=python) as wire, reading_slowly(wire) as (peer, got):
+    with serving(shards, "--drain", "10m", python=python) as wire, reading_slowly(wire) as (peer, got):
         assert os.getpgid(wire.node.pid) == wire.node.pid
         os.killpg(wire.node.pid, signal.SIGINT)
         wait_draining(wire)

@@ -9,9 +9,10 @@ import pytest
 from tests.server.wire import Peer, Wire, request, wait_for
 
 SHARD = "/o/gs/sharded-imagenet/imagenet-train-000000.tar"
+# More than sockets and a run's window hold, so that the run waits for its reader.
 SOURCE = """
 def transform(sample):
-    sample["blob"] = bytes(200_000)
+    sample["blob"] = bytes(2_000_000)
     return sample
 """
 
@@ -81,7 +82,6 @@ def test_10_a_reader_that_takes_nothing_of_a_run_is_cut_and_its_run_ends(hasty: 
     before = hasty.connections()
     peers = [stall(hasty, request("GET", f"/t/gs/sharded-imagenet/{uuid}~imagenet-train-000000.tar")) for _ in range(3)]
     try:
-        assert hasty.metrics()['shardmill_runs{state="running"}'] >= 1
         wait_for(lambda: hasty.connections() - before == set(), "the node has closed the connections")
         wait_for(lambda: hasty.metrics()['shardmill_runs{state="running"}'] == 0, "the runs have ended")
         assert hasty.metrics()['shardmill_requests_total{route="t",status="cut"}'] >= 3
