@@ -32,6 +32,7 @@ _TEMPORARY = "tmp"
 _SCRATCH = "scratch"  # fact of results that are kept for a while only
 _LABEL = "results"
 _THREADS = 4
+_FREE = 0.05, 1 << 30  # of the file system, bytes at most: what results leave to others
 _LOOK_SECONDS = 30.0  # between looks for scratch results that are past their time
 
 
@@ -96,6 +97,7 @@ class ResultStore:
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="results") as threads:
             store = cls(directory, capacity=capacity, scratch_seconds=scratch_seconds, threads=threads)
             await store.in_thread(store._load)
+            await store._keep_to_capacity()
             expiring = asyncio.create_task(store._expire())
             try:
                 yield store
@@ -123,6 +125,12 @@ class ResultStore:
             return False
         self._add(_Entry(trailer, path.stat().st_mtime, is_scratch=_SCRATCH in trailer.user))
         return True
+
+    async def _keep_to_capacity(self) -> None:
+        """It may have been made smaller since."""
+        excess = self._kept - self._capacity
+        if excess > 0:
+            await self.remove(self._victims(excess))
 
     async def begin(self, key: str) -> "ResultSpool":
         """See `core.sources.ResultFiles`."""
@@ -189,23 +197,36 @@ class ResultStore:
     def statistics(self) -> ResultStatistics:
         return ResultStatistics(len(self._entries), self._kept + self._spooling, self._capacity, self._evicted)
 
-    def take_room(self, size: int) -> Sequence[str]:
+    async def count_free(self) -> int:
+        """Bytes of the disk that results may still take; negative: they should give some back."""
+        return await self.in_thread(_free_space, self._directory)
+
+    def take_room(self, size: int, free: int) -> Sequence[str]:
         """Take `size` bytes of the quota for a spool; returns evicted results, to be unlinked.
+
+        Args:
+            size: Bytes.
+            free: Of the disk, see `count_free`. A disk that is nearly full is a smaller quota.
 
         Raises:
             InsufficientStorage: What is left is in use.
         """
-        need = self._kept + self._spooling + size - self._capacity
+        need = max(self._kept + self._spooling + size - self._capacity, size - free)
         victims: Sequence[str] = ()
         if need > 0:
-            free = [(key, entry) for key, entry in self._entries.items() if not entry.leases]
-            victims = choose_victims([(key, entry.size, entry.used, entry.is_scratch) for key, entry in free], need)
+            victims = self._victims(need)
             if not victims:
-                raise InsufficientStorage("the results' quota is full of what is in use")
+                raise InsufficientStorage("the results' quota, or the disk, is full of what is in use")
             self._take_out_all(victims)
             self._evicted += len(victims)
         self._spooling += size
         return victims
+
+    def _victims(self, need: int) -> Sequence[str]:
+        idle = [
+            (key, entry.size, entry.used, entry.is_scratch) for key, entry in self._entries.items() if not entry.leases
+        ]
+        return choose_victims(idle, need)
 
     def give_back(self, size: int) -> None:
         """A spool needs so much of the quota no more."""
@@ -298,7 +319,7 @@ class ResultSpool:
 
     async def append(self, pieces: Sequence[memoryview | bytes]) -> None:
         size = sum(map(len, pieces))
-        evicted = self.store.take_room(size)
+        evicted = self.store.take_room(size, await self.store.count_free())
         self.size += size
         await finish(self.store.unlink(evicted))
         await finish(self.store.in_thread(self._write, pieces))
@@ -350,6 +371,13 @@ def _create(path: Path) -> int:
 
 def _open(path: Path) -> int:
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _free_space(path: Path) -> int:
+    """Bytes that results may still take of the file system; negative: they should give some back."""
+    status = os.statvfs(path)
+    share, most = _FREE
+    return status.f_bavail * status.f_frsize - min(int(share * status.f_blocks * status.f_frsize), most)
 
 
 def _write_all(descriptor: int, data: memoryview | bytes, offset: int) -> None:
