@@ -5,11 +5,13 @@ Whatever breaks in it ends here as a `Loss`; nothing it sends is trusted beyond 
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import shutil
 import signal
 import socket
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
@@ -96,7 +98,7 @@ class WorkerProcess:
             Busy: The process could not be forked.
         """
         settings = self._settings
-        self._scratch.mkdir(parents=True)
+        self._scratch = _make_directory(self._scratch)
         ours, theirs = socket.socketpair()
         arena = SharedArena(ARENA)
         output = PrintedOutput()
@@ -401,6 +403,17 @@ class WorkerProcess:
             return (int(fields[1]) - int(fields[2])) * _PAGE
         except (OSError, IndexError, ValueError):
             return 0
+
+
+def _make_directory(path: Path) -> Path:
+    """The directory; on a full disk one among the system's temporary files, since workers need no more than a name."""
+    try:
+        path.mkdir(parents=True)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return Path(tempfile.mkdtemp(prefix="shardmill-worker-"))
+    return path
 
 
 def _describe(sample: Sample) -> list[list[Any]]:

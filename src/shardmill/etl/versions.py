@@ -6,6 +6,7 @@ The newest version of a name is the one registered last, an old one registered a
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import os
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from shardmill.core.api import Code, ProbeReport, TransformInfo, TransformRequest
-from shardmill.core.errors import BadRequest, Conflict, TransformNotFound
+from shardmill.core.errors import BadRequest, Conflict, InsufficientStorage, TransformNotFound
 from shardmill.core.specs import SPEC_DIGITS, Spec
 
 FORM = 1
@@ -124,7 +125,11 @@ class Versions:
         return self.get(name, digest, args)
 
     async def add(self, version: Version) -> bool:
-        """Keep a version and make it the newest of its name; False: it was known."""
+        """Keep a version and make it the newest of its name; False: it was known.
+
+        Raises:
+            InsufficientStorage: The disk is full.
+        """
         info = version.info
         key = (info.name, info.digest, arguments_hash(info.args))
         async with self._lock:
@@ -138,9 +143,11 @@ class Versions:
                 )
             try:
                 await asyncio.to_thread(self._write, version)
-            except BaseException:
+            except BaseException as error:
                 if known is not None:
                     self._versions[key] = known
+                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise InsufficientStorage(f"{info.name}: the disk is full; nothing was registered") from None
                 raise
             self._versions[key] = version
             return known is None
