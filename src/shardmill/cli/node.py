@@ -20,7 +20,7 @@ from shardmill.client import Client, NodeUnreachable
 from shardmill.core.api import ConfigInfo
 from shardmill.core.errors import ShardmillError
 
-LOW_DISK = 0.05  # of the file system's size free; below, fills and results stop being kept
+LOW_DISK = 0.05  # of the file system's size free; below, results begin to leave
 CLOCK_SKEW = 5.0  # seconds; signed URLs and Last-Modified go wrong beyond
 
 _METRIC = re.compile(r"(\w+)(?:\{(.*)\})? ([0-9.eE+-]+)")

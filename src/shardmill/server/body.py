@@ -121,7 +121,7 @@ class Sender:
             raise Cut(str(error)) from error
 
     async def _send_framed(self, call: Call, answer: web.StreamResponse, source: Source, start: int, stop: int) -> None:
-        await source.ensure(start, min(stop, start + BLOCK))
+        await source.ensure(start, min(stop, start + AHEAD))
         await call.send_head(answer)
         try:
             with FramedSender(call, answer, self._send_timeout) as sender:
