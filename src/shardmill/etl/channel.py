@@ -11,6 +11,7 @@ from shardmill.worker import wire
 
 _RECEIVE = 1 << 18
 _MAX_HEAD = 16 << 20  # bytes; reports are cut to far less by workers that behave
+_MAX_WAITING = 256  # frames for a peer that does not read; there are two batches and what they need
 
 
 class Channel:
@@ -20,16 +21,23 @@ class Channel:
         sock: Connected Unix stream socket; owned from now on.
         on_frame: Called with each frame; may close the channel.
         on_closed: Called once, with a reason, when the peer closed or broke the protocol; not after `close`.
+        takes_descriptors: Whether the peer may send some; `on_frame` takes them from `descriptors`.
     """
 
     def __init__(
-        self, sock: socket.socket, on_frame: Callable[[wire.Frame], None], on_closed: Callable[[str], None]
+        self,
+        sock: socket.socket,
+        on_frame: Callable[[wire.Frame], None],
+        on_closed: Callable[[str], None],
+        *,
+        takes_descriptors: bool = False,
     ) -> None:
         sock.setblocking(False)
         self._sock = sock
         self._on_frame = on_frame
         self._on_closed = on_closed
         self._unpacker = wire.Unpacker(max_head=_MAX_HEAD, max_blob=0)
+        self._takes_descriptors = takes_descriptors
         self._out: deque[tuple[memoryview, tuple[int, ...]]] = deque()
         self.descriptors: deque[int] = deque()
         self._loop = asyncio.get_running_loop()
@@ -45,6 +53,10 @@ class Channel:
     def send(self, head: dict[str, Any], blob: bytes = b"", descriptors: tuple[int, ...] = ()) -> None:
         """Queue one frame; descriptors are duplicated, so the caller may close its own."""
         if not self._open:
+            return
+        if len(self._out) >= _MAX_WAITING:
+            # Not from within the caller, who may be in the middle of a frame of this peer.
+            self._loop.call_soon(self._breach, "it does not read what it is sent")
             return
         copies = tuple(os.dup(descriptor) for descriptor in descriptors)
         self._out.append((memoryview(wire.pack(head, blob)), copies))
@@ -92,6 +104,9 @@ class Channel:
             self._lose(f"the socket failed: {error.strerror}")
             return
         self.descriptors.extend(descriptors)
+        if self.descriptors and not self._takes_descriptors:
+            self._breach("it sent descriptors")
+            return
         if not data:
             self._lose("the process closed its connection to the node")
             return
@@ -100,11 +115,13 @@ class Channel:
             while self._open and (frame := self._unpacker.next_frame()) is not None:
                 self._on_frame(frame)
         except wire.ProtocolError as error:
-            self.is_breached = True
-            self._lose(f"the process broke the protocol: {error}")
+            self._breach(str(error))
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            self.is_breached = True
-            self._lose(f"the process sent a malformed message ({type(error).__name__})")
+            self._breach(f"a malformed message ({type(error).__name__})")
+
+    def _breach(self, what: str) -> None:
+        self.is_breached = True
+        self._lose(f"the process broke the protocol: {what}")
 
     def _lose(self, reason: str) -> None:
         if self._open:

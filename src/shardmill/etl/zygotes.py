@@ -58,7 +58,7 @@ class Zygote:
         self.name = name
         self._process = process
         self._output = output
-        self._channel = Channel(sock, self._on_frame, self._on_closed)
+        self._channel = Channel(sock, self._on_frame, self._on_closed, takes_descriptors=True)
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._ids = itertools.count(1)
         self._hello: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()

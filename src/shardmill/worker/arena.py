@@ -16,13 +16,21 @@ _PROGRESS = struct.Struct("<QQQ")
 class Arena:
     """First-fit allocation in a mapped descriptor; low addresses are reused first, because they are warm."""
 
-    def __init__(self, descriptor: int, size: int) -> None:
+    def __init__(self, descriptor: int, size: int, *, successor_of: "Arena | None" = None) -> None:
+        """Args:
+        descriptor: Its memory; not owned.
+        size: Bytes of it.
+        successor_of: The arena that it replaces; the sample in work stays the same.
+        """
         self._map = mmap.mmap(descriptor, size)
         self.view = memoryview(self._map)
         self._free: list[tuple[int, int]] = [(HEADER, size)]
         self._taken: dict[int, int] = {}
         self._ticks = 0
         self.size = size
+        if successor_of is not None:
+            self._ticks = successor_of._ticks
+            self._map[: _PROGRESS.size] = successor_of._map[: _PROGRESS.size]
 
     def fits(self, size: int) -> bool:
         """Whether an empty arena would hold `size` bytes."""
@@ -73,5 +81,5 @@ class Arena:
 
 
 def read_progress(view: memoryview) -> tuple[int, int, int]:
-    """`batch, ordinal, ticks` as the worker last said."""
+    """`batch, ordinal, ticks` as the worker last said; no ticks: nothing yet."""
     return _PROGRESS.unpack_from(view, 0)

@@ -112,7 +112,11 @@ class Connection:
 
     def _fill(self, flags: int) -> bool:
         # socket.recv_fds ignores its flags before Python 3.14, and so would wait.
-        data, ancillary, message_flags, _ = self.sock.recvmsg(_RECEIVE, _ANCILLARY, flags)
+        try:
+            data, ancillary, message_flags, _ = self.sock.recvmsg(_RECEIVE, _ANCILLARY, flags)
+        except ConnectionResetError:
+            # The peer has gone without reading all that it was sent.
+            return False
         if message_flags & socket.MSG_CTRUNC:
             raise ProtocolError("descriptors were lost")
         for level, kind, content in ancillary:
