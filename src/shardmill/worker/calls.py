@@ -18,9 +18,9 @@ Function = Callable[[dict[str, Any]], Any]
 MAX_MESSAGE = 4096  # characters
 MAX_TRACEBACK = 16384  # characters
 
-_OWN_FOLDERS = tuple(
-    os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), name) for name in ("worker", "shards")
-)
+_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+_OWN_FOLDERS = tuple(os.path.join(_ROOT, "shardmill", name) + os.sep for name in ("worker", "shards"))
+_STANDARD_LIBRARY = os.path.dirname(os.path.abspath(os.__file__))
 
 
 class SampleFailure(Exception):
@@ -57,23 +57,38 @@ def load_function(encoding: str, payload: bytes, arguments: dict[str, Any] | Non
 
 def failure_of(error: BaseException, what: str) -> SampleFailure:
     """A failure with the user's traceback; robust against exceptions whose own methods raise or are huge."""
-    message = f"{what}: {_text_of(error)}"[:MAX_MESSAGE]
+    message = _without_own_paths(f"{what}: {_text_of(error)}")[:MAX_MESSAGE]
     try:
         text = "".join(_lines_of(error))
     except BaseException:
-        text = f"{type(error).__name__} (its traceback cannot be printed)"
+        text = f"{_name_of(error)} (its traceback cannot be printed)"
     if len(text) > MAX_TRACEBACK:
         text = f"{text[: MAX_TRACEBACK // 4]}\n…\n{text[-MAX_TRACEBACK * 3 // 4 :]}"
-    return SampleFailure(message, text, out_of_memory=isinstance(error, MemoryError))
+    return SampleFailure(message, _without_own_paths(text), out_of_memory=isinstance(error, MemoryError))
 
 
 def _text_of(error: BaseException) -> str:
-    name = type(error).__name__
+    name = _name_of(error)
     try:
-        text = str(error)
+        # A slice is a plain str, whatever class of its own the exception gives.
+        text = str.__getitem__(str(error), slice(MAX_MESSAGE))
     except BaseException:
         return f"{name} (its message cannot be printed)"
-    return f"{name}: {text[:MAX_MESSAGE]}" if text else name
+    return f"{name}: {text}" if text else name
+
+
+def _name_of(error: BaseException) -> str:
+    # Not by attribute: a metaclass may define its own __name__.
+    return str(type.__dict__["__name__"].__get__(type(error)))
+
+
+def _without_own_paths(text: str) -> str:
+    """Files of libraries by their place in the library: where this interpreter lies is nobody's business."""
+    folders = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    for folder in (*folders, _STANDARD_LIBRARY, _ROOT, os.environ.get("HOME", "")):
+        if len(folder) > 1:
+            text = text.replace(f"{folder}{os.sep}", "")
+    return text
 
 
 def _lines_of(error: BaseException) -> list[str]:

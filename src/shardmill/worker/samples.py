@@ -4,6 +4,7 @@ Untouched fields pass through byte for byte. A field counts as touched when its 
 """
 
 import os
+import pickle
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from shardmill.shards.decoding import Decoder
 from shardmill.shards.encoding import encode
 from shardmill.shards.framing import FramedField, frame_into, framed_size
 from shardmill.shards.payloads import BytesPayload, Payload
-from shardmill.shards.writing import member_order
+from shardmill.shards.writing import member_name, member_order
 from shardmill.worker.calls import Function, SampleFailure, failure_of
 
 _IMMUTABLE = (str, bytes, int, float, complex, bool, type(None))
@@ -82,17 +83,20 @@ class SampleWork:
         """The sample as WebDataset would hand it on: decoded fields, `__key__` and `__url__`.
 
         Raises:
-            SampleFailure: A field cannot be decoded.
+            SampleFailure: A field cannot be decoded, or does not fit into memory.
             SourceChanged: The shard ends early.
         """
         self._lap(3)
-        self._raw = {field[0]: _read(sample.descriptor, field[1], field[2]) for field in sample.fields}
+        try:
+            self._raw = {field[0]: _read(sample.descriptor, field[1], field[2]) for field in sample.fields}
+        except MemoryError as error:
+            raise failure_of(error, f"sample {sample.key!r} of {sample.size} bytes cannot be read") from None
         self._lap(0)
         values: dict[str, Any] = {"__key__": sample.key, "__url__": sample.url}
         for name, data in self._raw.items():
             try:
                 values[name] = self._decoder.decode(name, data)
-            except Exception as error:
+            except BaseException as error:
                 raise failure_of(error, f"field {name!r} of sample {sample.key!r} cannot be decoded") from None
         self._lap(1)
         return values
@@ -103,11 +107,17 @@ class SampleWork:
         Raises:
             SampleFailure: It raised, or gave what cannot be encoded.
         """
-        originals = dict(values)
         try:
-            result = function(values)
+            yield from self._outputs(function, sample, values)
+        except (SampleFailure, GeneratorExit):
+            raise
         except BaseException as error:
+            # The function's, or that of an object it gave: mappings, keys and items may be of the user's own classes.
             raise failure_of(error, f"sample {sample.key!r}") from None
+
+    def _outputs(self, function: Function, sample: SourceSample, values: dict[str, Any]) -> Iterator[Output]:
+        originals = dict(values)
+        result = function(values)
         self._lap(2)
         if result is None:
             return
@@ -119,7 +129,7 @@ class SampleWork:
                 f"sample {sample.key!r}: the function returned {type(result).__name__}; "
                 "return the sample (a dict), None to drop it, or an iterable of samples"
             )
-        for index, item in enumerate(_guarded(result, sample)):
+        for index, item in enumerate(result):
             self._lap(2)
             if not isinstance(item, Mapping):
                 raise SampleFailure(f"sample {sample.key!r}: item {index} is {type(item).__name__}, not a dict")
@@ -135,22 +145,17 @@ class SampleWork:
             key = f"{key}-{index}"
         headers = {field[0]: field[3:] for field in sample.fields}
         first = sample.fields[0][3:]
-        fields: list[FramedField] = []
-        for name in member_order([name for name in result if isinstance(name, str)]):
+        names = member_order([name for name in result if isinstance(name, str)])
+        if len({name.lower() for name in names}) < len(names):
+            raise SampleFailure(f"sample {key!r} has fields that differ only in case: {', '.join(names)}")
+        fields = []
+        for name in names:
             payload = self._payload(name, result[name], originals, sample)
             mtime, mode, uid, gid, uname, gname = headers.get(name, first)
+            # A source's own names have been read as this key and field before.
+            member = f"{key}.{name}" if key == sample.key and name in headers else _member_name(key, name)
             fields.append(
-                FramedField(
-                    f"{key}.{name}",
-                    payload,
-                    mtime=mtime,
-                    mode=mode,
-                    uid=uid,
-                    gid=gid,
-                    uname=uname,
-                    gname=gname,
-                    ordinal=None if fields else sample.ordinal,
-                )
+                FramedField(member, payload, mtime=mtime, mode=mode, uid=uid, gid=gid, uname=uname, gname=gname)
             )
         self._lap(3)
         return Output(key, fields, framed_size(fields))
@@ -186,21 +191,26 @@ def is_same(left: Any, right: Any) -> bool:
         return bool(left.dtype == right.dtype and left.shape == right.shape and left.tobytes() == right.tobytes())
     if hasattr(left, "tobytes") and hasattr(left, "mode"):
         return bool(left.mode == right.mode and left.size == right.size and left.tobytes() == right.tobytes())
-    if hasattr(left, "numpy"):
-        return is_same(left.numpy(), right.numpy())
-    return bool(left == right)
+    if hasattr(left, "untyped_storage"):
+        return bool(left.dtype == right.dtype and left.shape == right.shape and _bits(left) == _bits(right))
+    if isinstance(left, (float, complex)):
+        # Not ==: of the values that JSON gives, NaN is not equal to itself, and 0.0 is to -0.0.
+        return repr(left) == repr(right)
+    return bool(left == right) or (not isinstance(left, _IMMUTABLE) and pickle.dumps(left) == pickle.dumps(right))
 
 
-def _guarded(items: Iterable[Any], sample: SourceSample) -> Iterator[Any]:
-    """The items, with what their generator raises turned into the sample's failure."""
+def _bits(tensor: Any) -> bytes:
+    """A torch tensor's elements; numpy has no type for some of them."""
+    import torch
+
+    return bytes(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def _member_name(key: str, field: str) -> str:
     try:
-        yield from items
-    except SampleFailure:
-        raise
-    except GeneratorExit:
-        raise
-    except BaseException as error:
-        raise failure_of(error, f"sample {sample.key!r}") from None
+        return member_name(key, field)
+    except ValueError as error:
+        raise SampleFailure(f"sample {key!r}: {error}") from None
 
 
 def _read(descriptor: int, offset: int, size: int) -> bytes:
