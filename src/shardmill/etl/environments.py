@@ -18,7 +18,15 @@ logger = logging.getLogger(__name__)
 DEFAULT = "default"
 
 # What decoding and encoding import on first use; loaded once instead of in every worker.
-_BASE_MODULES = ("cloudpickle", "numpy", "PIL.Image", "PIL.JpegImagePlugin", "PIL.PngImagePlugin", "PIL.PpmImagePlugin")
+_BASE_MODULES = (
+    "cloudpickle",
+    "numpy",
+    "numpy.random",
+    "PIL.Image",
+    "PIL.JpegImagePlugin",
+    "PIL.PngImagePlugin",
+    "PIL.PpmImagePlugin",
+)
 _WORKER_MODULES = ("shardmill.worker.samples",)
 
 

@@ -107,6 +107,7 @@ class Worker:
 
     def _load(self, frame: wire.Frame) -> None:
         head = frame.head
+        self._seeder.install()
         try:
             self._function = load_function(head["encoding"], frame.blob, head["args"])
             self._work = SampleWork(Decoder(head["decoder"], head["fields"], head["allow_pickle"]))
@@ -114,7 +115,6 @@ class Worker:
             self._connection.send({"t": "load_failed", "message": failure.message, "traceback": failure.traceback})
             return
         self._probing = head["probe"]
-        self._seeder.install()
         self._connection.send({"t": "loaded"})
 
     def _run_batch(self, head: dict[str, Any]) -> None:
@@ -145,7 +145,8 @@ class Worker:
         try:
             values = self._work.decode(sample)
             self._seeder.seed(seed)
-            before = self._seeder.state() if self._probing else None
+            if self._probing:
+                self._seeder.mark()
             for output in self._work.apply(self._function, sample, values):
                 if given.keys and given.keys[-1] == output.key:
                     raise SampleFailure(f"two adjacent samples have the key {output.key!r}; give each its own __key__")
@@ -153,8 +154,7 @@ class Worker:
                 # Placing may report and empty the list, so the list is looked up afterwards.
                 piece = self._place(output)
                 given.pieces.append(piece)
-                self._arena.tick(self._batch, sample.ordinal)
-            moved = before is not None and before != self._seeder.state()
+            moved = self._probing and self._seeder.has_moved()
         except SampleFailure as failure:
             self._give_back(given)
             outcome = "memory" if failure.out_of_memory and self._is_at_memory_limit() else "fail"
@@ -220,8 +220,8 @@ class Worker:
 
     def _replace_arena(self, size: int) -> None:
         descriptor = self._connection.descriptors.popleft()
-        self._arena.close()
-        self._arena = Arena(descriptor, size)
+        replaced, self._arena = self._arena, Arena(descriptor, size, successor_of=self._arena)
+        replaced.close()
         os.close(descriptor)
 
     def _give_back(self, given: OpenSample) -> None:
