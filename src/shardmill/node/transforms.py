@@ -180,11 +180,10 @@ class Transforms:
     def isolation(self) -> dict[str, bool]:
         """Layers around user code → active, as the newest worker found them; all False before the first one.
 
-        Landlock and a full seccomp filter are not used yet.
+        Confinement to a part of the file system and a full filter of system calls are not there yet.
         """
-        layers = self._engine.pool.layers
-        watchdog = {"memory_watchdog": True}
-        return {**dict.fromkeys(LAYERS, False), **layers, **watchdog, "landlock": False, "system_call_filter": False}
+        layers = dict.fromkeys(LAYERS, False) | self._engine.pool.layers
+        return {**layers, "memory_watchdog": True, "file_system_scope": False, "system_call_filter": False}
 
     def statistics(self) -> EngineStatistics:
         return self._engine.statistics()

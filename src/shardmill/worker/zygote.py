@@ -23,8 +23,6 @@ from typing import Any
 from shardmill.worker import limits, wire
 from shardmill.worker.loop import serve
 
-SWEEP_SECONDS = 0.5  # how long a process that a function left behind may live
-
 # Threads that are known to survive a fork: their libraries install fork handlers of their own.
 HARMLESS_THREADS = ("jemalloc_bg_thd",)
 
@@ -57,7 +55,7 @@ class Zygote:
         poller.register(self._connection.sock, select.POLLIN)
         poller.register(self._wake_read, select.POLLIN)
         while True:
-            poller.poll(SWEEP_SECONDS * 1000 if self._workers else None)
+            poller.poll(limits.SWEEP_SECONDS * 1000 if self._workers else None)
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_read, 4096)
             self._reap()
