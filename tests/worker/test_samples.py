@@ -231,10 +231,11 @@ class Evil:
     __hash__ = None  # type: ignore[assignment]
 
 
-class NoClass:
-    @property
-    def __class__(self) -> NoReturn:  # type: ignore[override]  # it is meant to be impossible
-        raise RuntimeError("no class")
+def refuse_class(self: object) -> NoReturn:
+    raise RuntimeError("no class")
+
+
+NoClass = type("NoClass", (), {"__class__": property(refuse_class)})
 
 
 def raise_at_the_second(sample: dict[str, Any]) -> Iterator[dict[str, Any]]:
