@@ -8,7 +8,7 @@ from shardmill.etl.environments import Environment
 from shardmill.etl.versions import Version
 from shardmill.shards.grouping import Sample
 
-LossKind = Literal["late", "memory", "printed", "exited", "protocol"]
+LossKind = Literal["late", "memory", "printed", "processes", "exited", "protocol"]
 
 
 @dataclass(slots=True)

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 import secrets
-import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from shardmill.etl.run import Order, Run
 from shardmill.etl.run_state import RunState, SampleFailed
 from shardmill.etl.runs import Plan, Runs
 from shardmill.etl.sample_run import SampleRun, ShardReader
+from shardmill.etl.scratch import remove_tree
 from shardmill.etl.staging import stage
 from shardmill.etl.statistics import EngineStatistics, VersionCounters
 from shardmill.etl.versions import Version, Versions, arguments_hash, build_info
@@ -109,7 +109,7 @@ class Engine:
                         await asyncio.wait([warming])
             finally:
                 await known.close()
-                await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
+                await asyncio.to_thread(remove_tree, scratch)
 
     async def register(
         self,
@@ -140,7 +140,7 @@ class Engine:
         try:
             failure = await self.pool.warm(version, environment)
         except (ConnectionError, TimeoutError) as error:
-            raise TransformFailed(f"the function cannot be loaded: {error or 'it takes too long'}") from None
+            raise TransformFailed(f"the function cannot be loaded: {error}") from None
         if failure is not None:
             raise TransformFailed(failure.message, traceback=failure.traceback)
         if probe_with is not None:
@@ -295,5 +295,5 @@ def _args(version: Version) -> str | None:
 
 def _renew(directory: Path) -> None:
     """An empty directory in place of what an earlier process left."""
-    shutil.rmtree(directory, ignore_errors=True)
+    remove_tree(directory)
     directory.mkdir(parents=True, mode=0o700)

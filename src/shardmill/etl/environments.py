@@ -123,7 +123,7 @@ class Environment:
         try:
             loaded = await zygote.preload(modules, seconds=self._load_seconds)
         except (TimeoutError, ConnectionError) as error:
-            return await self._do_without(zygote, modules, str(error) or f"not imported after {self._load_seconds:g} s")
+            return await self._do_without(zygote, modules, str(error))
         if loaded.threads:
             return await self._do_without(zygote, modules, f"the import starts threads: {', '.join(loaded.threads)}")
         for name, message in loaded.failed.items():

@@ -35,6 +35,7 @@ class FailureLog:
             self._load(path)
 
     def record(self, failure: FailureInfo) -> None:
+        failure = _printable(failure)
         label = failure.transform
         self._counts[label] = self._counts.get(label, 0) + 1
         self._recent.append(failure)
@@ -113,6 +114,14 @@ class FailureLog:
                 # The last line may be torn by a kill.
                 continue
         self._counts[label] = len(kept)
+
+
+def _printable(failure: FailureInfo) -> FailureInfo:
+    """With names that are not UTF-8, and what a function said in such, escaped: JSON cannot hold them."""
+    texts = {name: value for name in failure.__struct_fields__ if isinstance(value := getattr(failure, name), str)}
+    return msgspec.structs.replace(
+        failure, **{name: text.encode("utf-8", "backslashreplace").decode() for name, text in texts.items()}
+    )
 
 
 def _is_of(label: str, transform: str) -> bool:

@@ -124,7 +124,7 @@ class _Pass:
         self._finish(TransformFailed(failure.message, traceback=failure.traceback))
 
     def on_no_worker(self, error: Exception) -> None:
-        message = f"no worker could be started: {error or 'the function takes too long to load'}"
+        message = f"no worker could be started: {error}"
         self._finish(error if isinstance(error, ShardmillError) else TransformFailed(message))
 
     def on_tick(self, seconds: float, busy: bool) -> None:

@@ -8,7 +8,6 @@ import contextlib
 import errno
 import logging
 import os
-import shutil
 import signal
 import socket
 import tempfile
@@ -23,18 +22,24 @@ from shardmill.etl.arenas import ARENA, Piece, SharedArena
 from shardmill.etl.batches import Batch, Dropped, Failed, Loss, LossKind, Out, Result, StageSeconds, Work
 from shardmill.etl.channel import Channel
 from shardmill.etl.output import PrintedOutput
+from shardmill.etl.process_tree import cpu_seconds, live_descendants, proportional_bytes, resident_bytes
+from shardmill.etl.scratch import remove_tree
 from shardmill.etl.versions import Version
 from shardmill.etl.zygotes import Forked, Zygote
+from shardmill.shards.framing import BLOCK
 from shardmill.shards.grouping import Sample
 from shardmill.shards.tar import Member
 from shardmill.worker import wire
 from shardmill.worker.arena import HEADER, read_progress
+from shardmill.worker.limits import SWEEP_SECONDS
 
 logger = logging.getLogger(__name__)
 
 IN_FLIGHT = 2  # batches per worker: one in work, one waiting, so that it never idles while the node is busy
 _REASON_SECONDS = 0.1  # how long a lost worker's exit status is waited for
-_PAGE = os.sysconf("SC_PAGE_SIZE")
+MAX_DESCENDANTS = 64  # processes below one worker; functions that call a program need one or two
+_REMOVAL_TRIES = 10
+_IDLE_CPU_SECONDS = 0.5  # that a worker may use while it has nothing to do
 
 
 class WorkerProcess:
@@ -66,6 +71,7 @@ class WorkerProcess:
         self._progress: tuple[int, int, int] = (0, 0, 0)
         self._progress_at = time.monotonic()
         self._printed_before = 0
+        self._idle_cpu: float | None = None
         self._loss: Loss | None = None
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._load_failure: Failed | None = None
@@ -111,7 +117,7 @@ class WorkerProcess:
             arena.close()
             output.close()
             self.is_gone = True
-            await asyncio.to_thread(shutil.rmtree, self._scratch, ignore_errors=True)
+            await asyncio.to_thread(remove_tree, self._scratch)
             raise
         finally:
             theirs.close()
@@ -134,8 +140,9 @@ class WorkerProcess:
         try:
             await asyncio.wait_for(asyncio.shield(self._ready), settings.load_timeout)
         except TimeoutError:
-            self.kill(Loss("late", f"the function was not loaded after {settings.load_timeout:g} s (load_timeout)"))
-            raise
+            late = f"it was not loaded after {settings.load_timeout:g} s (load_timeout)"
+            self.kill(Loss("late", late))
+            raise TimeoutError(late) from None
         except BaseException:
             self.kill(None)
             raise
@@ -180,27 +187,52 @@ class WorkerProcess:
                 self._channel.send({"t": "forget", "source": work.number})
 
     def watch(self, now: float) -> None:
-        """Kill it if it is stuck, prints without end, or has grown too large. Called a few times a second."""
-        if self.is_gone or self._arena is None or not self.is_ready:
+        """End it if it is stuck, prints without end, has grown too large or too many. Called a few times a second."""
+        if self.is_gone or self._arena is None or self._forked is None or not self.is_ready:
             return
-        settings = self._settings
-        resident = self._resident()
+        below = live_descendants(self._forked.pid)
         if not self._batches:
-            # A function that leaks, or gave something huge, is started afresh while it costs nobody a sample.
-            if resident > settings.memory // 2 or self._arena.size > ARENA:
+            # Started afresh while it costs nobody a sample.
+            if self._is_spent(self._forked.pid, below):
                 self.kill(None)
             return
+        self._idle_cpu = None
+        settings = self._settings
         progress = read_progress(self._arena.view)
-        if progress != self._progress:
+        if progress[2] and progress != self._progress:
+            # One sample's time goes on whatever it gives meanwhile, or one that never ends would never be late.
             self._progress, self._progress_at = progress, now
         _, batch = self._batches[0]
         ordinal = progress[1] if progress[0] == batch.number else batch.samples[0].ordinal
         if now - self._progress_at > settings.sample_timeout:
             self._lose("late", f"took longer than {settings.sample_timeout:g} s (sample_timeout)", ordinal)
-        elif resident > settings.memory:
+        elif len(below) > MAX_DESCENDANTS:
+            self._lose("processes", f"started more than {MAX_DESCENDANTS} processes", ordinal)
+        elif self._is_larger(settings.memory, self._forked.pid, below):
             self._lose("memory", f"passed the memory limit of {settings.memory >> 20} MiB", ordinal)
         elif self._output is not None and self._output.total - self._printed_before > settings.max_print:
             self._lose("printed", f"printed more than {settings.max_print >> 20} MiB (max_print)", ordinal)
+
+    def _is_spent(self, pid: int, below: list[int]) -> bool:
+        """A function leaks, gave something huge, or left what goes on without it: processes, or a thread at work."""
+        assert self._arena is not None
+        cpu = cpu_seconds(pid)
+        if self._idle_cpu is None:
+            self._idle_cpu = cpu
+        return (
+            bool(below)
+            or self._arena.size > ARENA
+            or cpu - self._idle_cpu > _IDLE_CPU_SECONDS
+            or self._is_larger(self._settings.memory // 2, pid, below)
+        )
+
+    def _is_larger(self, limit: int, pid: int, below: list[int]) -> bool:
+        """Whether it and its descendants have more memory than that, the arena not counted."""
+        assert self._arena is not None
+        pids = (pid, *below)
+        if sum(map(resident_bytes, pids)) - self._arena.size <= limit:
+            return False
+        return not below or sum(map(proportional_bytes, pids)) > limit
 
     def kill(self, loss: Loss | None) -> None:
         """End it now; its batches are given back with the loss, or without blame if there is none."""
@@ -238,7 +270,12 @@ class WorkerProcess:
             for piece in list(self._held.values()):
                 piece.evacuate()
             self._arena.close()
-        await asyncio.to_thread(shutil.rmtree, self._scratch, ignore_errors=True)
+        for _ in range(_REMOVAL_TRIES):
+            if await asyncio.to_thread(remove_tree, self._scratch):
+                return
+            # What the function left running may still write there, until the zygote has ended it.
+            await asyncio.sleep(SWEEP_SECONDS / 2)
+        logger.warning("a scratch directory of %s cannot be removed", self.version.label)
 
     def _signal(self) -> None:
         if self._forked is not None:
@@ -264,7 +301,7 @@ class WorkerProcess:
             self._signal()
             what = f"broke off: {reason}"
         elif status < 0:
-            what = f"was killed by signal {signal.Signals(-status).name}"
+            what = f"was killed by {_signal_name(-status)}"
         else:
             what = f"exited with status {status}"
         kind: LossKind = "protocol" if status is None else "exited"
@@ -346,7 +383,11 @@ class WorkerProcess:
                 raise ValueError(f"unknown outcome {other!r}")
 
     def _collect(self, ordinal: int, pieces: list[Any]) -> None:
-        self._collected.setdefault(ordinal, []).extend(map(self._lease, pieces))
+        collected = self._collected.setdefault(ordinal, [])
+        # One that behaves asks for room, and is refused, before it can have given so many.
+        if len(collected) + len(pieces) > self._settings.max_fan_out + ARENA // BLOCK:
+            raise ValueError("more pieces than there is room for")
+        collected.extend(map(self._lease, pieces))
 
     def _lease(self, item: list[Any]) -> Piece:
         offset, size, cut = (int(value) for value in item)
@@ -364,7 +405,8 @@ class WorkerProcess:
     def _make_room(self, size: int, fits: bool) -> None:
         """The arena is full of what no reader has taken yet, or too small for one sample."""
         assert self._channel is not None and self._arena is not None
-        self._progress_at = time.monotonic()
+        if size <= 0:
+            raise ValueError("room for nothing")
         collected = sum(piece.size for pieces in self._collected.values() for piece in pieces)
         limit = self._settings.max_sample
         count = sum(map(len, self._collected.values()))
@@ -389,20 +431,18 @@ class WorkerProcess:
         # Too small, or a reader is being sent from it: what is pinned there stays mapped until it is released.
         self._held.clear()
         arena, self._arena = self._arena, SharedArena(_round_up(size + 2 * HEADER))
-        self._progress = (0, 0, 0)
         arena.close()
         self._channel.send(
             {"t": "room", "regions": released, "size": self._arena.size}, descriptors=(self._arena.descriptor,)
         )
 
-    def _resident(self) -> int:
-        """Bytes resident, shared pages of the arena and the zygote's included."""
-        try:
-            with open(f"/proc/{self.pid}/statm", "rb") as file:
-                fields = file.read().split()
-            return (int(fields[1]) - int(fields[2])) * _PAGE
-        except (OSError, IndexError, ValueError):
-            return 0
+
+def _signal_name(number: int) -> str:
+    try:
+        return f"signal {signal.Signals(number).name}"
+    except ValueError:
+        # Real-time signals have no names.
+        return f"signal {number}"
 
 
 def _make_directory(path: Path) -> Path:

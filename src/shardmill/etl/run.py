@@ -144,7 +144,7 @@ class Run(ABC):
         if isinstance(error, ShardmillError):
             self.fail(error)
         else:
-            self.fail(TransformFailed(f"no worker could be started: {error or 'the function takes too long to load'}"))
+            self.fail(TransformFailed(f"no worker could be started: {error}"))
 
     def on_tick(self, seconds: float, busy: bool) -> None:
         if busy:

@@ -179,6 +179,8 @@ class Zygote:
         self._channel.send({**head, "id": number}, descriptors=descriptors)
         try:
             return await asyncio.wait_for(future, seconds)
+        except TimeoutError:
+            raise TimeoutError(f"the zygote of environment {self.name!r} gave no answer for {seconds:g} s") from None
         finally:
             self._answers.pop(number, None)
 

@@ -55,9 +55,9 @@ def _prctl(option: int, argument: int) -> bool:
     return int(libc.prctl(option, ctypes.c_ulong(argument), 0, 0, 0)) == 0
 
 
-def die_with_parent(parent: int) -> bool:
-    """Ask for SIGKILL when the parent's forking thread ends; exits at once if that has happened already."""
-    active = _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def die_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> bool:
+    """Ask for a signal when the parent's forking thread ends; exits at once if that has happened already."""
+    active = _prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:
         os._exit(1)
     return active

@@ -23,6 +23,8 @@ from typing import Any
 from shardmill.worker import limits, wire
 from shardmill.worker.loop import serve
 
+QUIT_SECONDS = 10
+
 # Threads that are known to survive a fork: their libraries install fork handlers of their own.
 HARMLESS_THREADS = ("jemalloc_bg_thd",)
 
@@ -30,7 +32,10 @@ HARMLESS_THREADS = ("jemalloc_bg_thd",)
 def main() -> None:
     """Entry point: `zygote.main()` with the socket's descriptor and the parent's pid as arguments."""
     descriptor, parent = int(sys.argv[1]), int(sys.argv[2])
-    limits.die_with_parent(parent)
+    # Not SIGKILL: what functions have left running is to be ended too, and only this process would find it. The socket
+    # says that the node is gone; should an import keep it from being read, that may take no longer than this.
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(QUIT_SECONDS))
+    limits.die_with_parent(parent, signal.SIGTERM)
     limits.adopt_orphans()
     sock = socket.socket(fileno=descriptor)
     sock.set_inheritable(False)
@@ -134,7 +139,8 @@ class Zygote:
         status = 1
         try:
             signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_DFL)
             os.setsid()
             os.dup2(output, 1)
             os.dup2(output, 2)
@@ -172,7 +178,7 @@ class Zygote:
         for pid in list(self._workers):
             _kill_session(pid)
             _kill(pid)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + QUIT_SECONDS / 2
         while (children := _children()) and time.monotonic() < deadline:
             for pid in children:
                 _kill(pid)
