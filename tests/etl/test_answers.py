@@ -12,6 +12,7 @@ import pytest
 from tests.etl.judges import count_samples, gnu_tar_is_content, tarfile_is_content
 from tests.etl.over_http import Refused, Served, serve
 from tests.etl.support import IDENTITY, members, write_shard
+from tests.shards.archives import END, member
 
 CROP = """
     import random
@@ -173,3 +174,15 @@ def test_an_answer_tells_its_seed_only_where_one_was_used(node: Served) -> None:
     head = node.ask("HEAD", node.path(info, "numbers.tar", ",seed=9"))
     assert head.status == 200
     assert "shardmill-run" not in head.headers
+
+
+def test_a_failure_with_names_that_are_not_utf8_can_be_read_back(tmp_path: Path) -> None:
+    (tmp_path / "raw.tar").write_bytes(member(b"caf\xe9/\xff.txt", b"x") + END)
+    with serve(tmp_path, "--workers", "1") as served:
+        info = served.register("def transform(sample):\n    raise ValueError(sample['__key__'] + '\\ud800')\n")
+        answer = served.get(info, "raw.tar")
+        assert (answer.status, answer.error.code) == (422, "transform_failed")
+        assert "ValueError: caf\\udce9/\\udcff\\ud800" in answer.error.message
+        (failure,) = served.failures(request=answer.headers["shardmill-request-id"]).failures
+        assert failure.sample == "caf\\udce9/\\udcff"
+        assert served.failures(key="caf\\udce9/\\udcff").total == 1
