@@ -25,7 +25,17 @@ ALLOWED: dict[str, set[str]] = {
     "storage": {"core", "config", "shards", "telemetry"},
     # The wire between parent and worker and the memory they share are one definition, used by both ends: see
     # docs/design/2026-11-24-one-definition-of-the-worker-wire.md.
-    "etl": {"core", "config", "shards", "telemetry", "=worker", "worker.wire", "worker.arena", "worker.limits"},
+    "etl": {
+        "core",
+        "config",
+        "shards",
+        "telemetry",
+        "=worker",
+        "worker.wire",
+        "worker.arena",
+        "worker.limits",
+        "worker.installed",
+    },
     "cluster": {"core", "config", "telemetry"},
     "node": {"core", "config", "shards", "telemetry", "storage", "etl", "cluster", "worker.limits"},
     "jobs": {"core", "config", "shards", "telemetry", "node"},

@@ -59,10 +59,17 @@ class Served:
             connection.close()
 
     def register(
-        self, source: str, *, name: str = "t", decoder: str | None = "pil", probe: str | None = None
+        self,
+        source: str,
+        *,
+        name: str = "t",
+        decoder: str | None = "pil",
+        probe: str | None = None,
+        env: str | None = None,
     ) -> TransformInfo:
         """Raises Refused."""
         request: TransformRequest = request_for(source, name=name, decoder=decoder)
+        request = msgspec.structs.replace(request, environment=env)
         if probe is not None:
             request = msgspec.structs.replace(request, probe=f"{BUCKET}/{probe}")
         answer = self.ask("POST", "/api/transforms", msgspec.json.encode(request))

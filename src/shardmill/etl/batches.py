@@ -92,6 +92,11 @@ class Work(Protocol):
     def environment(self) -> Environment: ...
 
     @property
+    def environment_id(self) -> str:
+        """What the environment must still be: its bytes are known by it."""
+        ...
+
+    @property
     def probing(self) -> bool: ...
 
     @property

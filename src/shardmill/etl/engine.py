@@ -199,6 +199,7 @@ class Engine:
         order = Order(
             version=plan.version,
             environment=plan.environment,
+            environment_id=plan.environment_id,
             source=source,
             spec=spec,
             seed=plan.seed,

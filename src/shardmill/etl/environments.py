@@ -1,11 +1,13 @@
 """Interpreters in which transforms run: started when first needed, chosen by what the code imports.
 
-An environment has at most one zygote that forks; a replaced one lives until its last worker is gone.
+An environment has at most one zygote that forks; a replaced one lives until its last worker is gone. Whatever is
+installed into it or removed from it ends its zygote, so that an id always names what its workers import.
 """
 
 import asyncio
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from shardmill.etl.zygotes import Zygote
 logger = logging.getLogger(__name__)
 
 DEFAULT = "default"
+
+LOOK_SECONDS = 1.0  # between looks at what is installed
 
 # What decoding and encoding import on first use; loaded once instead of in every worker.
 _BASE_MODULES = (
@@ -47,6 +51,7 @@ class Environment:
         self._preloaded: tuple[str, ...] = ()
         self._error: str | None = None
         self._starting = False
+        self._looked_at = 0.0
         self.id: str | None = None
         self.python: str | None = None
 
@@ -75,10 +80,25 @@ class Environment:
                 self._starting = False
 
     async def identify(self) -> str:
-        """Its id: Python, ABI, architecture, CPU level and installed distributions, as the running zygote has them."""
-        await self.zygote()
-        assert self.id is not None
-        return self.id
+        """Its id: Python, ABI, architecture, CPU level and installed distributions, no older than `LOOK_SECONDS`."""
+        if time.monotonic() - self._looked_at > LOOK_SECONDS:
+            await self.look()
+        return (await self.zygote()).environment_id
+
+    async def look(self) -> str | None:
+        """Retire the zygote if something was installed since it started; its id if nothing was."""
+        self._looked_at = time.monotonic()
+        zygote = self._zygote
+        if zygote is None or zygote.gone.is_set():
+            return None
+        if not await asyncio.to_thread(zygote.was_installed_into):
+            return zygote.environment_id
+        async with self._lock:
+            if self._zygote is zygote:
+                logger.info("environment %s: something was installed or removed; starting it anew", self.name)
+                self._excluded.clear()
+                await self._retire(zygote)
+        return None
 
     async def find_missing(self, modules: Sequence[str]) -> list[str]:
         """Those modules that are not installed there."""
@@ -110,7 +130,7 @@ class Environment:
                 await zygote.close()
             progress(f"starting environment {self.name!r}")
             zygote = self._zygote = await Zygote.start(self.name, self.interpreter, self._stage, self._scratch)
-            self.python, self.id = str(zygote.about["python"]), str(zygote.about["id"])
+            self.python, self.id = str(zygote.about["python"]), zygote.environment_id
             self._error, self._preloaded = None, ()
             await self._preload(zygote, (*_WORKER_MODULES, *_BASE_MODULES))
         fresh = tuple(name for name in self._wanted if name not in self._preloaded and name not in self._excluded)
@@ -137,12 +157,16 @@ class Environment:
         """Start over without the modules: each worker imports them itself, after its fork."""
         logger.warning("environment %s: workers import %s by themselves: %s", self.name, ", ".join(modules), reason)
         self._excluded |= set(modules)
+        await self._retire(zygote)
+        return await self._prepare(lambda _: None)
+
+    async def _retire(self, zygote: Zygote) -> None:
         self._zygote = None
+        zygote.is_retired = True
         if zygote.workers and not zygote.gone.is_set():
             self._retired.append(zygote)
         else:
             await zygote.close()
-        return await self._prepare(lambda _: None)
 
     async def _close_unused(self) -> None:
         for zygote in [zygote for zygote in self._retired if not zygote.workers]:

@@ -42,15 +42,16 @@ async def probe(
     """
     if not samples:
         raise BadShard(f"{source.meta.key}: there is no sample to probe with")
-    forwards = await _Pass(version, environment, source, samples, url, _SEED).run(pool)
+    environment_id = await environment.identify()
+    forwards = await _Pass(version, environment, environment_id, source, samples, url, _SEED).run(pool)
     failures = [tried.failure for tried in forwards.values() if tried.failure is not None]
     if len(failures) == len(samples):
         raise TransformFailed(failures[0].message, traceback=failures[0].traceback)
-    backwards_pass = _Pass(version, environment, source, list(reversed(samples)), url, _SEED)
+    backwards_pass = _Pass(version, environment, environment_id, source, list(reversed(samples)), url, _SEED)
     backwards = await backwards_pass.run(pool)
     pool.retire(version.key)
-    fresh = await _Pass(version, environment, source, samples, url, _SEED).run(pool)
-    reseeded = await _Pass(version, environment, source, samples, url, _SEED + 1).run(pool)
+    fresh = await _Pass(version, environment, environment_id, source, samples, url, _SEED).run(pool)
+    reseeded = await _Pass(version, environment, environment_id, source, samples, url, _SEED + 1).run(pool)
     # Workers of a probe compare generator states; runs get workers that do not.
     pool.retire(version.key)
     digests = [
@@ -76,11 +77,19 @@ class _Pass:
     epoch = 0
 
     def __init__(
-        self, version: Version, environment: Environment, source: Source, samples: Sequence[Sample], url: str, seed: int
+        self,
+        version: Version,
+        environment: Environment,
+        environment_id: str,
+        source: Source,
+        samples: Sequence[Sample],
+        url: str,
+        seed: int,
     ) -> None:
         self.number = next(_numbers)
         self.version = version
         self.environment = environment
+        self.environment_id = environment_id
         self.seed = seed
         self.source_key = source.meta.key
         self.source_url = url

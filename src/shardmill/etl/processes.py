@@ -42,6 +42,11 @@ _REMOVAL_TRIES = 10
 _IDLE_CPU_SECONDS = 0.5  # that a worker may use while it has nothing to do
 
 
+def worker_key(version: Version, environment_id: str) -> str:
+    """What a worker is bound to: code, arguments, and the environment as it was when it was forked."""
+    return f"{version.key}/{environment_id}"
+
+
 class WorkerProcess:
     """A forked worker bound to one version. `start` → batches by `submit` → `kill` or loss."""
 
@@ -81,6 +86,11 @@ class WorkerProcess:
         self._channel: Channel | None = None
         self._arena: SharedArena | None = None
         self._output: PrintedOutput | None = None
+
+    @property
+    def key(self) -> str:
+        """Which works it can serve."""
+        return worker_key(self.version, self.zygote.environment_id)
 
     @property
     def in_flight(self) -> int:

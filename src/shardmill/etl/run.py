@@ -32,6 +32,7 @@ class Order:
 
     version: Version
     environment: Environment
+    environment_id: str
     source: Source
     """Closed by whoever opened it, after `Run.work` has returned."""
     spec: Spec
@@ -62,6 +63,7 @@ class Run(ABC):
         self.number = next(_numbers)
         self.version = order.version
         self.environment = order.environment
+        self.environment_id = order.environment_id
         self.seed = order.seed
         self.epoch = order.spec.epoch
         self.source_key = order.source.meta.key

@@ -430,6 +430,14 @@ class Runs:
             return None
 
     async def _keep(self, running: Running, spool: Spool) -> bool:
+        plan = running.plan
+        if await plan.environment.look() != plan.environment_id:
+            logger.info(
+                "the result of run %d is not kept: environment %s has changed",
+                running.run.number,
+                plan.environment.name,
+            )
+            return False
         try:
             await spool.publish(running.plan.facts, is_scratch=running.is_scratch)
         except ShardmillError as error:

@@ -12,16 +12,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from shardmill.config import TransformSettings
-from shardmill.core.errors import ShardmillError
+from shardmill.core.errors import Busy, ShardmillError
 from shardmill.etl.batches import Failed, Work
 from shardmill.etl.environments import Environment
-from shardmill.etl.processes import IN_FLIGHT, WorkerProcess
+from shardmill.etl.processes import IN_FLIGHT, WorkerProcess, worker_key
 from shardmill.etl.versions import Version
 
 logger = logging.getLogger(__name__)
 
 WATCH_SECONDS = 0.1  # between looks at memory, progress and what is printed
 _START_TRIES = 2
+_RETRY_SECONDS = 1
 
 
 class WorkerPool:
@@ -79,8 +80,8 @@ class WorkerPool:
 
     def retire(self, version_key: str) -> None:
         """End the idle workers of a version, so that the next batch finds a fresh one."""
-        for worker in self._of(version_key):
-            if not worker.in_flight:
+        for worker in list(self._workers):
+            if worker.version.key == version_key and not worker.in_flight:
                 worker.kill(None)
 
     def count_by_environment(self) -> dict[str, int]:
@@ -101,7 +102,7 @@ class WorkerPool:
         free = self.lanes - self._active
         blocked: set[str] = set()
         for work in waiting:
-            key = work.version.key
+            key = _key(work)
             idle = next((worker for worker in self._of(key) if not worker.in_flight), None)
             if idle is not None and free > 0:
                 return self._submit(work, idle)
@@ -110,7 +111,7 @@ class WorkerPool:
                 continue
             blocked.add(key)
         for work in waiting:
-            key = work.version.key
+            key = _key(work)
             if blocked - {key}:
                 continue
             queueing = [worker for worker in self._of(key) if 0 < worker.in_flight < IN_FLIGHT]
@@ -138,15 +139,16 @@ class WorkerPool:
         Raises:
             ConnectionError, TimeoutError, ShardmillError: No worker could be started.
         """
-        if any(True for _ in self._of(version.key)):
+        environment_id = await environment.identify()
+        if any(True for _ in self._of(worker_key(version, environment_id))):
             return None
-        return await self._add_worker(version, environment, probing=False)
+        return await self._add_worker(version, environment, environment_id, probing=False)
 
-    def _of(self, version_key: str) -> Iterator[WorkerProcess]:
-        return (worker for worker in self._workers if worker.is_ready and worker.version.key == version_key)
+    def _of(self, key: str) -> Iterator[WorkerProcess]:
+        return (worker for worker in self._workers if worker.is_ready and worker.key == key)
 
     def _start(self, work: Work, free: int) -> None:
-        key = work.version.key
+        key = _key(work)
         missing = free - self._starting.get(key, 0) - sum(1 for _ in self._of(key) if not _.in_flight)
         for _ in range(missing):
             self._starting[key] = self._starting.get(key, 0) + 1
@@ -155,24 +157,29 @@ class WorkerPool:
             task.add_done_callback(self._tasks.discard)
 
     async def _start_worker(self, work: Work) -> None:
-        version = work.version
+        version, key = work.version, _key(work)
         try:
-            failure = await self._add_worker(version, work.environment, probing=work.probing)
+            failure = await self._add_worker(version, work.environment, work.environment_id, probing=work.probing)
             if failure is not None:
-                self._tell(version.key, lambda other: other.on_load_failed(failure))
+                self._tell(key, lambda other: other.on_load_failed(failure))
         except (ConnectionError, TimeoutError, OSError, ShardmillError) as error:
             cause = error
             logger.info("no worker for %s: %s", version.label, cause)
-            self._tell(version.key, lambda other: other.on_no_worker(cause))
+            self._tell(key, lambda other: other.on_no_worker(cause))
         finally:
-            self._starting[version.key] -= 1
+            self._starting[key] -= 1
             self.kick()
 
-    async def _add_worker(self, version: Version, environment: Environment, *, probing: bool) -> Failed | None:
-        self._make_place(version.key)
+    async def _add_worker(
+        self, version: Version, environment: Environment, environment_id: str, *, probing: bool
+    ) -> Failed | None:
+        self._make_place(worker_key(version, environment_id))
         for attempt in itertools.count(1):
             try:
                 zygote = await environment.zygote(version.info.modules)
+                if zygote.environment_id != environment_id:
+                    message = f"environment {environment.name!r} was changed just now; ask again"
+                    raise Busy(message, retry_after=_RETRY_SECONDS)
                 path = self._scratch / f"worker-{next(self._names)}"
                 worker = WorkerProcess(version, zygote, path, self._settings, on_change=self._on_change)
                 failure = await worker.start(probing=probing)
@@ -189,13 +196,13 @@ class WorkerPool:
         self._workers.append(worker)
         return None
 
-    def _tell(self, version_key: str, say: Callable[[Work], None]) -> None:
-        for work in [work for work in self._works.values() if work.version.key == version_key]:
+    def _tell(self, key: str, say: Callable[[Work], None]) -> None:
+        for work in [work for work in self._works.values() if _key(work) == key]:
             say(work)
 
-    def _make_place(self, version_key: str) -> None:
+    def _make_place(self, key: str) -> None:
         """End the longest idle workers of other versions when there are many."""
-        idle = [worker for worker in self._workers if not worker.in_flight and worker.version.key != version_key]
+        idle = [worker for worker in self._workers if not worker.in_flight and worker.key != key]
         idle.sort(key=lambda worker: worker.idle_since)
         for worker in idle[: max(0, len(self._workers) + 1 - 3 * self.lanes)]:
             worker.kill(None)
@@ -216,8 +223,13 @@ class WorkerPool:
             busy = set().union(*(worker.works for worker in self._workers)) if self._workers else set()
             for worker in list(self._workers):
                 worker.watch(now)
-                if not worker.in_flight and now - worker.idle_since > self._settings.idle_workers:
+                is_idle = not worker.in_flight and now - worker.idle_since > self._settings.idle_workers
+                if is_idle or (worker.zygote.is_retired and not worker.in_flight):
                     worker.kill(None)
             for work in list(self._works.values()):
                 work.on_tick(now - previous, work.number in busy)
             previous = now
+
+
+def _key(work: Work) -> str:
+    return worker_key(work.version, work.environment_id)

@@ -16,7 +16,7 @@ from shardmill.core.errors import Busy, TransformFailed
 from shardmill.etl.channel import Channel
 from shardmill.etl.output import PrintedOutput
 from shardmill.etl.staging import BOOT
-from shardmill.worker import wire
+from shardmill.worker import installed, wire
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +67,8 @@ class Zygote:
         self.gone = asyncio.Event()
         self.workers = 0
         """Live workers that were forked from it."""
+        self.is_retired = False
+        """Nothing new is to be done with it: another has taken its place."""
 
     @classmethod
     async def start(cls, name: str, interpreter: Path, stage: Path, scratch: Path) -> "Zygote":
@@ -111,7 +113,22 @@ class Zygote:
         return zygote
 
     about: dict[str, Any]
-    """Its greeting: python, id, distributions, pid."""
+    """Its greeting: python, id, distributions, pid, and what was installed then."""
+
+    @property
+    def environment_id(self) -> str:
+        """What it found when it started; whatever is imported later must be the same."""
+        return str(self.about["id"])
+
+    def was_installed_into(self) -> bool:
+        """Whether the distributions that it could import are others than when it started. Blocks for a few stats."""
+        paths, now = self.about["paths"], installed.stamps(self.about["paths"])
+        if now == self.about["stamps"]:
+            return False
+        if installed.fingerprint(paths) != self.about["fingerprint"]:
+            return True
+        self.about["stamps"] = now
+        return False
 
     async def find_missing(self, modules: tuple[str, ...]) -> list[str]:
         """Those of the top-level modules that are not installed there."""

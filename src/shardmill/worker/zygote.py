@@ -18,9 +18,10 @@ import socket
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
-from shardmill.worker import limits, wire
+from shardmill.worker import installed, limits, wire
 from shardmill.worker.loop import serve
 
 QUIT_SECONDS = 10
@@ -55,7 +56,7 @@ class Zygote:
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        self._send({"t": "hello", "version": wire.VERSION, **describe()})
+        self._send({"t": "hello", "version": wire.VERSION, **installed_now(), **describe()})
         poller = select.poll()
         poller.register(self._connection.sock, select.POLLIN)
         poller.register(self._wake_read, select.POLLIN)
@@ -187,6 +188,12 @@ class Zygote:
 
     def _send(self, head: dict[str, Any]) -> None:
         self._connection.send(head)
+
+
+def installed_now() -> dict[str, Any]:
+    """What tells the node that something was installed since. Taken before anything is read or imported."""
+    paths = installed.search_path(stage=str(Path(installed.__file__).parents[2]))
+    return {"paths": paths, "stamps": installed.stamps(paths), "fingerprint": installed.fingerprint(paths)}
 
 
 def describe() -> dict[str, Any]:
