@@ -19,7 +19,7 @@ def list_page(seek: Seek, *, prefix: str, delimiter: str, after: str, limit: int
     start, mark, last = prefix.encode(), delimiter.encode(), after.encode()
     objects: list[ObjectMeta] = []
     prefixes: list[str] = []
-    bound: bytes | None = max(start, last + b"\0") if last else start
+    bound = _first(start, mark, last)
     final = ""
     while bound is not None:
         jump: bytes | None = None
@@ -44,6 +44,14 @@ def list_page(seek: Seek, *, prefix: str, delimiter: str, after: str, limit: int
                 final = meta.key
         bound = jump
     return ListPage(tuple(objects), tuple(prefixes), None)
+
+
+def _first(start: bytes, mark: bytes, last: bytes) -> bytes | None:
+    """Where entries that sort after `last` begin; a prefix that was given already is not even entered."""
+    if not last:
+        return start
+    cut = last.find(mark, len(start)) if mark and last.startswith(start) else -1
+    return successor(last[: cut + len(mark)]) if cut >= 0 else max(start, last + b"\0")
 
 
 def successor(prefix: bytes) -> bytes | None:

@@ -1,8 +1,9 @@
 """Steps that are seen through even when whoever asked for them has left."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Value = TypeVar("Value")
 
@@ -13,9 +14,7 @@ async def finish(work: Awaitable[Value]) -> Value:
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.wait([task])
-        if not task.cancelled():
-            task.exception()  # marks it retrieved: its waiter has gone
+        await _end(task)
         raise
 
 
@@ -24,7 +23,15 @@ async def opened(opening: asyncio.Future[Value], close: Callable[[Value], None])
     try:
         return await asyncio.shield(opening)
     except asyncio.CancelledError:
-        await asyncio.wait([opening])
-        if opening.exception() is None:
+        if await _end(opening):
             close(opening.result())
         raise
+
+
+async def _end(work: asyncio.Future[Any]) -> bool:
+    """Wait for the end of work, whatever it is; True: it has a result."""
+    while not work.done():
+        # Whoever is stopped may be told so more than once.
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([work])
+    return not work.cancelled() and work.exception() is None
