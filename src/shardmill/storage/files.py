@@ -6,9 +6,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from shardmill.core.errors import InsufficientStorage, ServerError
+from shardmill.core.errors import Busy, InsufficientStorage, ServerError, ShardmillError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 @contextlib.contextmanager
@@ -17,18 +18,24 @@ def disk_errors(what: str) -> Iterator[None]:
 
     Raises:
         InsufficientStorage: The disk, a quota or a file size limit is full.
+        Busy: No more files can be open at once.
         ServerError: Anything else; the message has no path in it.
     """
     try:
         yield
     except OSError as error:
-        if isinstance(error, (InsufficientStorage,)):
+        if isinstance(error, ShardmillError):
             raise
-        if error.errno in _FULL:
-            raise InsufficientStorage(f"{what}: the disk is full; nothing was changed") from error
-        raise ServerError(
-            f"{what}: the disk failed: {os.strerror(error.errno) if error.errno else 'unknown'}"
-        ) from error
+        raise disk_error(error, what) from error
+
+
+def disk_error(error: OSError, what: str) -> ShardmillError:
+    """What an error of the operating system is to a node."""
+    if error.errno in _FULL:
+        return InsufficientStorage(f"{what}: the disk is full; nothing was changed")
+    if error.errno in _SCARCE:
+        return Busy(f"{what}: {os.strerror(error.errno)}; ask again", retry_after=1)
+    return ServerError(f"{what}: the disk failed: {os.strerror(error.errno) if error.errno else 'unknown'}")
 
 
 def sync_directory(path: Path | int) -> None:

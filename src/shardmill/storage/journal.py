@@ -1,7 +1,8 @@
 """What is about to change, noted before it changes: after a kill the index is completed from these, not by a scan.
 
-A note is one appended write, which survives the process. Two generations take turns: a file is removed once all of its
-changes are in the index.
+A note is one write, which survives the process. Two files take turns, their space taken at the start, so that objects
+can be removed from a full disk; a file is used again once all of its changes are in the index. A record is two lengths,
+a checksum, the store's id and the key; nothing behind the first one that is not whole counts.
 """
 
 import contextlib
@@ -11,11 +12,16 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from shardmill.storage.files import write_all
+import xxhash
+
+from shardmill.core.errors import InsufficientStorage
+from shardmill.storage.files import disk_errors, reserve
 
 ROTATE = 1 << 20  # bytes
 
-_LENGTHS = struct.Struct("<HH")
+_HEAD = struct.Struct("<HHI")
+_END = bytes(_HEAD.size)
+_LARGEST = 4096  # bytes; more than any record has
 
 
 class Generation:
@@ -23,10 +29,26 @@ class Generation:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self.size = 0
         self.pending = 0
-        self.is_old = False
+        with contextlib.suppress(InsufficientStorage), disk_errors("the journal"):
+            reserve(self.descriptor, ROTATE + _LARGEST)
+
+    def append(self, record: bytes) -> None:
+        """Write one record and an end behind it; a failure leaves what was there."""
+        with disk_errors("the journal"):
+            written = os.pwrite(self.descriptor, record + _END, self.size)
+            if written < len(record):
+                # A record cut by a full disk fails its checksum, and the next one takes its place.
+                raise InsufficientStorage("the journal: the disk is full; nothing was changed")
+        self.size += len(record)
+
+    def close(self) -> None:
+        """Its notes stay where a change is not in the index."""
+        os.close(self.descriptor)
+        if not self.pending:
+            self.path.unlink(missing_ok=True)
 
 
 class Journal:
@@ -38,57 +60,69 @@ class Journal:
         self._old = sorted(directory.glob("*.notes"))
         numbers = [int(path.stem) for path in self._old if path.stem.isdigit()]
         self._numbers = itertools.count(max(numbers, default=0) + 1)
-        self._current = self._next()
+        self._current, spare = self._new(), self._new()
+        self._spare = [spare]
+        self._full: list[Generation] = []
 
     def read_notes(self) -> Iterator[tuple[str, str]]:
         """`store id, key` of every change that an earlier process began."""
         for path in self._old:
-            data = path.read_bytes()
-            position = 0
-            while position + _LENGTHS.size <= len(data):
-                first, second = _LENGTHS.unpack_from(data, position)
-                stop = position + _LENGTHS.size + first + second
-                if stop > len(data):
-                    break
-                middle = position + _LENGTHS.size + first
-                yield data[position + _LENGTHS.size : middle].decode(), data[middle:stop].decode()
-                position = stop
+            yield from _records(path.read_bytes())
 
     def forget_old(self) -> None:
         """The notes of earlier processes are in the index."""
         for path in self._old:
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
+            path.unlink(missing_ok=True)
         self._old = []
 
     def note(self, store: str, key: str) -> Generation:
-        """Note a change before it is made; give the generation back to `done`."""
-        if self._current.size > ROTATE:
-            self._current.is_old = True
-            old, self._current = self._current, self._next()
-            self._retire(old)
-        generation = self._current
+        """Note a change before it is made; give the generation back to `done`.
+
+        Raises:
+            InsufficientStorage: The disk is full; nothing may be changed.
+        """
         first, second = store.encode(), key.encode()
-        record = _LENGTHS.pack(len(first), len(second)) + first + second
-        write_all(generation.descriptor, record)
-        generation.size += len(record)
+        if self._current.size > ROTATE:
+            self._rotate()
+        generation = self._current
+        generation.append(_HEAD.pack(len(first), len(second), _checksum(first, second)) + first + second)
         generation.pending += 1
         return generation
 
     def done(self, generation: Generation) -> None:
         """The change is in the index, or was not made."""
         generation.pending -= 1
-        self._retire(generation)
+        if not generation.pending and generation in self._full:
+            self._full.remove(generation)
+            self._spare.append(generation)
 
     def close(self) -> None:
-        """Every change is in the index."""
-        os.close(self._current.descriptor)
-        self._current.path.unlink(missing_ok=True)
+        """No change is on its way."""
+        for generation in (self._current, *self._spare, *self._full):
+            generation.close()
 
-    def _retire(self, generation: Generation) -> None:
-        if generation.is_old and not generation.pending:
-            os.close(generation.descriptor)
-            generation.path.unlink(missing_ok=True)
+    def _rotate(self) -> None:
+        if self._current.pending:
+            self._full.append(self._current)
+            self._current = self._spare.pop() if self._spare else self._new()
+        # What is left of the notes before is of changes that the index has; looked up again they say the same.
+        self._current.size = 0
 
-    def _next(self) -> Generation:
+    def _new(self) -> Generation:
         return Generation(self._directory / f"{next(self._numbers)}.notes")
+
+
+def _records(data: bytes) -> Iterator[tuple[str, str]]:
+    position = 0
+    while position + _HEAD.size <= len(data):
+        length, more, checksum = _HEAD.unpack_from(data, position)
+        start = position + _HEAD.size
+        middle, position = start + length, start + length + more
+        first, second = data[start:middle], data[middle:position]
+        if not length or position > len(data) or checksum != _checksum(first, second):
+            return
+        yield first.decode(), second.decode()
+
+
+def _checksum(store: bytes, key: bytes) -> int:
+    return xxhash.xxh3_64_intdigest(store + b"\0" + key) & 0xFFFFFFFF
