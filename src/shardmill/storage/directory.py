@@ -7,12 +7,11 @@ answer. Keys that a file system cannot hold are refused, never rewritten.
 import asyncio
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import secrets
 import stat
-from bisect import bisect_left
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -21,33 +20,26 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from shardmill.core.conditions import Conditions
-from shardmill.core.errors import (
-    BadRequest,
-    Conflict,
-    ObjectNotFound,
-    PreconditionFailed,
-    ServerError,
-    ShardmillError,
-)
+from shardmill.core.errors import BadRequest, Conflict, ObjectNotFound, PreconditionFailed, ServerError, ShardmillError
 from shardmill.core.meta import ListPage, ObjectMeta
 from shardmill.core.refs import Bucket
-from shardmill.storage.files import disk_errors, reserve, sync_directory, write_all
+from shardmill.storage.files import disk_error, disk_errors, reserve, write_all
 from shardmill.storage.locks import KeyLocks
 from shardmill.storage.paging import list_page
 from shardmill.storage.pool import Stored
 from shardmill.storage.steps import finish, opened
 from shardmill.storage.trailer import BLOCK, Hasher
+from shardmill.storage.tree import RootGone, Tree
 from shardmill.storage.uploads import receive
+from shardmill.storage.walk import Walk
 
 Links = Literal["refuse", "follow"]
 Value = TypeVar("Value")
 
-TEMPORARY = ".shardmill-"
+TEMPORARY = b".shardmill-"
 """Start of the names of uploads in progress; never listed."""
 
 _USER = "user.shardmill.meta"  # extended attribute with user metadata, JSON
-_KEPT_LISTINGS = 64  # sorted directories remembered between pages
-_OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +98,18 @@ class DirectoryStore:
         self, bucket: Bucket, path: Path, *, links: Links, threads: ThreadPoolExecutor, is_durable: bool
     ) -> None:
         self.bucket = bucket
-        self.path = path
-        self._root = os.fsencode(path)
-        self._follows = links == "follow"
+        self._tree = Tree(os.fsencode(path), follows=links == "follow")
+        self._walk = Walk(self._tree, is_hidden=lambda name: name.startswith(TEMPORARY))
         self._threads = threads
         self._is_durable = is_durable
         self._locks = KeyLocks()
-        self._listings: OrderedDict[bytes, tuple[tuple[int, int], list[bytes]]] = OrderedDict()
+
+    def sweep(self) -> None:
+        """Remove what uploads of killed nodes left behind; those that go on are locked. Blocking."""
+        with disk_errors(str(self.bucket)), self._tree.folder(()) as root:
+            for name in os.listdir(root):
+                if os.fsencode(name).startswith(TEMPORARY):
+                    _sweep_upload(name, root)
 
     async def open(self, key: str) -> DirectorySource:
         opening = asyncio.get_running_loop().run_in_executor(self._threads, self._open, key)
@@ -139,8 +136,7 @@ class DirectoryStore:
         checksum: str | None,
     ) -> Stored:
         """See `core.sources.PutObject`."""
-        segments = self._segments(key)
-        upload = _FileUpload(self._root, segments, f"{self.bucket}/{key}")
+        upload = _FileUpload(self._tree, self._names(key), f"{self.bucket}/{key}")
         try:
             await receive(upload, body, size=size, checksum=checksum, threads=self._threads)
             return await finish(self._replace(upload, key, dict(user), conditions))
@@ -148,6 +144,8 @@ class DirectoryStore:
             await finish(self._in_thread(upload.discard))
 
     async def delete(self, key: str, *, conditions: Conditions) -> None:
+        """See `core.sources.DeleteObject`."""
+
         async def remove() -> None:
             async with self._locks.hold(key):
                 current = await self.head(key)
@@ -169,52 +167,43 @@ class DirectoryStore:
             meta = await self._in_thread(upload.commit, key, user, self._is_durable)
             return Stored(replace(meta, checksum=f"xxh3:{upload.hasher.checksum}"), created=current is None)
 
-    def _segments(self, key: str) -> Sequence[bytes]:
+    def _names(self, key: str) -> Sequence[bytes]:
         """A key as names below the root.
 
         Raises:
             BadRequest: No file can have it; the message says why.
         """
-        segments = key.encode().split(b"/")
-        for segment in segments:
-            if segment in (b"", b".", b".."):
-                shown = segment.decode() or "an empty segment"
+        names = key.encode().split(b"/")
+        for name in names:
+            if name in (b"", b".", b".."):
+                shown = name.decode() or "an empty segment"
                 raise BadRequest(f"{self.bucket} is a directory, which cannot hold the key {key!r} ({shown})")
-            if len(segment) > 255:
+            if len(name) > 255:
                 raise BadRequest(f"{self.bucket} is a directory, whose names have at most 255 bytes; {key!r} has more")
-            if segment.startswith(TEMPORARY.encode()):
-                raise BadRequest(f"names that start with {TEMPORARY!r} are kept for uploads in progress")
-        return segments
+            if name.startswith(TEMPORARY):
+                raise BadRequest(f"names that start with {TEMPORARY.decode()!r} are kept for uploads in progress")
+        return names
 
     def _open(self, key: str) -> DirectorySource:
-        segments = self._segments(key)
-        folder = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        nofollow = 0 if self._follows else os.O_NOFOLLOW
+        names = self._names(key)
         try:
-            for segment in segments[:-1]:
-                inner = os.open(segment, _OPEN | os.O_DIRECTORY | nofollow, dir_fd=folder)
-                os.close(folder)
-                folder = inner
-            descriptor = os.open(segments[-1], _OPEN | nofollow, dir_fd=folder)
+            descriptor = self._tree.open(names)
         except OSError as error:
             raise self._not_opened(error, key) from None
-        finally:
-            os.close(folder)
         try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise ObjectNotFound(f"no object {self.bucket}/{key}")
             return DirectorySource(self.bucket, key, descriptor)
         except BaseException:
             os.close(descriptor)
             raise
 
     def _not_opened(self, error: OSError, key: str) -> ShardmillError:
+        label = f"{self.bucket}/{key}"
         if error.errno == errno.ELOOP:
-            return ObjectNotFound(f"{self.bucket}/{key} is behind a symbolic link; serve it with links = follow")
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENXIO):
-            return ObjectNotFound(f"no object {self.bucket}/{key}")
+            return ObjectNotFound(f"{label} is a symbolic link; serve it with links = follow")
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            return ObjectNotFound(f"no object {label}")
         # A failure is not an absence: a reader who is told 404 would skip data that is there.
-        return ServerError(f"{self.bucket}/{key}: the disk failed: {os.strerror(error.errno or 0)}")
+        return disk_error(error, label)
 
     def _head(self, key: str) -> ObjectMeta:
         source = self._open(key)
@@ -222,101 +211,39 @@ class DirectoryStore:
         return source.meta
 
     def _unlink(self, key: str) -> None:
-        segments = self._segments(key)
-        with disk_errors(f"{self.bucket}/{key}"):
-            path = b"/".join([self._root, *segments])
-            os.unlink(path)
-            if self._is_durable:
-                sync_directory(Path(os.fsdecode(os.path.dirname(path))))
-            # A directory without files is no prefix, and would stand in the way of a key of its name.
-            for depth in range(len(segments) - 1, 0, -1):
-                with contextlib.suppress(OSError):
-                    os.rmdir(b"/".join([self._root, *segments[:depth]]))
-                    continue
-                break
+        try:
+            self._tree.unlink(self._names(key), sync=self._is_durable)
+        except OSError as error:
+            raise self._not_opened(error, key) from None
 
     def _seek(self, bound: bytes) -> Iterator[tuple[bytes, Callable[[], ObjectMeta | None]]]:
-        return self._walk(self._root, b"", bound)
-
-    def _walk(
-        self, folder: bytes, base: bytes, bound: bytes
-    ) -> Iterator[tuple[bytes, Callable[[], ObjectMeta | None]]]:
-        """Files below a folder in key order, from `bound` on; `base` is the folder's own key with its slash."""
-        names = self._names(folder)
-        rest = bound[len(base) :] if bound.startswith(base) else b""
-        # The entry before the bound may be a directory that holds it.
-        position = max(0, bisect_left(names, rest) - 1) if rest else 0
-        for name in names[position:]:
-            key = base + name
-            if name.endswith(b"/"):
-                if bound <= key or bound.startswith(key):
-                    yield from self._walk(folder + b"/" + name[:-1], key, bound)
-            elif key >= bound:
-                yield key, lambda path=folder + b"/" + name, key=key: self._meta(path, key)  # type: ignore[misc]  # bound at once
-
-    def _names(self, folder: bytes) -> Sequence[bytes]:
-        """Names in a folder in key order, directories with their slash; a large folder is not sorted for each page."""
-        try:
-            status = os.stat(folder)
-        except FileNotFoundError:
-            return []
-        identity = (status.st_ino, status.st_mtime_ns)
-        known = self._listings.get(folder)
-        if known is not None and known[0] == identity:
-            return known[1]
-        try:
-            with os.scandir(folder) as entries:
-                names = sorted(name for entry in entries if (name := self._key_name(entry)) is not None)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        self._listings[folder] = identity, names
-        if len(self._listings) > _KEPT_LISTINGS:
-            with contextlib.suppress(KeyError):
-                self._listings.popitem(last=False)
-        return names
-
-    def _key_name(self, entry: "os.DirEntry[bytes]") -> bytes | None:
-        """The entry's part of a key; None for what is no object."""
-        name = entry.name
-        if name.startswith(TEMPORARY.encode()) or any(byte < 0x20 or byte == 0x7F for byte in name):
-            return None
-        try:
-            name.decode()
-            if entry.is_dir(follow_symlinks=self._follows):
-                return name + b"/"
-            return name if entry.is_file(follow_symlinks=self._follows) else None
-        except (UnicodeDecodeError, OSError):
-            return None
-
-    def _meta(self, path: bytes, key: bytes) -> ObjectMeta | None:
-        try:
-            status = os.stat(path, follow_symlinks=self._follows)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        return _Version.of(status).meta(key.decode(), {}) if stat.S_ISREG(status.st_mode) else None
+        for key, load in self._walk.seek(bound):
+            yield key, lambda key=key, load=load: _listed(key, load())  # type: ignore[misc]  # bound at once
 
     async def _in_thread(self, call: Callable[..., Value], *arguments: object) -> Value:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
 
 
 class _FileUpload:
-    """A temporary file beside its target."""
+    """A temporary file in the root, where no folder that is emptied meanwhile takes it along."""
 
-    def __init__(self, root: bytes, segments: Sequence[bytes], label: str) -> None:
+    def __init__(self, tree: Tree, names: Sequence[bytes], label: str) -> None:
         self.hasher = Hasher()
-        self._root = root
-        self._folder = b"/".join([root, *segments[:-1]])
-        self._target = self._folder + b"/" + segments[-1]
-        # In the root, where nobody removes it as an empty directory's content would be.
-        self._path = root + b"/" + TEMPORARY.encode() + secrets.token_hex(8).encode()
+        self._tree = tree
+        self._names = names
+        self._name = TEMPORARY + secrets.token_hex(8).encode()
         self._label = label
         self._descriptor: int | None = None
         self._is_there = False
 
     def begin(self, size: int | None) -> None:
-        with disk_errors(self._label):
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        with disk_errors(self._label), self._tree.folder(()) as root:
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            self._descriptor = os.open(self._name, flags, 0o666, dir_fd=root)
             self._is_there = True
+            with contextlib.suppress(OSError):
+                # Tells the sweep of another node on this directory that somebody writes it.
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if size is not None and size > BLOCK:
                 reserve(self._descriptor, size)
 
@@ -327,6 +254,7 @@ class _FileUpload:
             write_all(self._descriptor, data)
 
     def commit(self, key: str, user: dict[str, str], is_durable: bool) -> ObjectMeta:
+        """Into place, all at once."""
         assert self._descriptor is not None
         with disk_errors(self._label):
             if user:
@@ -334,27 +262,39 @@ class _FileUpload:
             os.ftruncate(self._descriptor, self.hasher.size)
             if is_durable:
                 os.fsync(self._descriptor)
-            try:
-                self._rename()
-            except (NotADirectoryError, IsADirectoryError, FileExistsError):
-                raise Conflict(f"{self._label}: a directory cannot hold both this key and one below it") from None
-            if is_durable:
-                folder = self._folder
-                sync_directory(Path(os.fsdecode(folder)))
-                while folder != self._root:
-                    folder = os.path.dirname(folder)
-                    sync_directory(Path(os.fsdecode(folder)))
+            self._rename()
             self._is_there = False
+            if is_durable:
+                self._tree.sync(self._names)
             return _Version.of(os.fstat(self._descriptor)).meta(key, user)
 
     def _rename(self) -> None:
-        """Into place; a folder that a deletion has just emptied away is made again."""
+        *folders, name = self._names
+        # A folder that a deletion empties away meanwhile is made again.
         for _ in range(3):
-            os.makedirs(self._folder, exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(self._path, self._target)
-                return
+            try:
+                with self._tree.folder(()) as root, self._tree.folder(folders, make=True) as folder:
+                    self._check_target(name, folder)
+                    os.rename(self._name, name, src_dir_fd=root, dst_dir_fd=folder)
+                    return
+            except RootGone:
+                raise
+            except FileNotFoundError:
+                continue
+            except (NotADirectoryError, IsADirectoryError):
+                raise Conflict(f"{self._label}: a directory cannot hold both this key and one below it") from None
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                raise Conflict(f"{self._label}: its folder lies on another file system than the bucket") from None
         raise ServerError(f"{self._label}: its directory keeps disappearing")
+
+    def _check_target(self, name: bytes, folder: int) -> None:
+        kind = self._tree.kind(name, folder)
+        if kind == stat.S_IFDIR:
+            raise IsADirectoryError
+        if kind not in (None, stat.S_IFREG) and not (kind == stat.S_IFLNK and self._tree.follows):
+            raise Conflict(f"{self._label}: what stands there is no file, and is left alone")
 
     def _keep_user(self, user: dict[str, str]) -> None:
         assert self._descriptor is not None
@@ -366,13 +306,32 @@ class _FileUpload:
             raise
 
     def discard(self) -> None:
+        """Close it, and remove it unless it has become an object."""
+        if self._is_there:
+            with contextlib.suppress(OSError), self._tree.folder(()) as root:
+                os.unlink(self._name, dir_fd=root)
+            self._is_there = False
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
-        if self._is_there:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._path)
-            self._is_there = False
+
+
+def _sweep_upload(name: str, root: int) -> None:
+    """Remove an upload unless its node still runs."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=root)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(name, dir_fd=root)
+        finally:
+            os.close(descriptor)
+
+
+def _listed(key: bytes, status: os.stat_result | None) -> ObjectMeta | None:
+    """Metadata of a listed file; user metadata costs a call more and is left to HEAD."""
+    if status is None or not stat.S_ISREG(status.st_mode):
+        return None
+    return _Version.of(status).meta(key.decode(), {})
 
 
 def _read_user(descriptor: int) -> dict[str, str]:
