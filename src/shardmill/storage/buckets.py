@@ -13,13 +13,15 @@ import contextlib
 import fcntl
 import logging
 import os
+import re
 import secrets
 import shutil
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -29,13 +31,19 @@ from shardmill.core.meta import ObjectMeta
 from shardmill.core.refs import Bucket
 from shardmill.core.sources import ReadStore, WriteStore
 from shardmill.storage.directory import DirectoryStore, Links
-from shardmill.storage.files import replace_durably, sync_directory
+from shardmill.storage.files import disk_errors, replace_durably, sync_directory
 from shardmill.storage.index import Index
 from shardmill.storage.journal import Journal
 from shardmill.storage.pool import Durability, PoolStore
+from shardmill.storage.steps import finish
 
 logger = logging.getLogger(__name__)
 
+Value = TypeVar("Value")
+
+_MOUNTS = Path("/proc/self/mounts")
+_ESCAPE = re.compile(r"\\([0-7]{3})")
+_IDENTITY = re.compile(r"[0-9a-f]{16}")
 _REMOTE_TYPES = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "afs", "ceph", "lustre")
 
 
@@ -98,19 +106,32 @@ class Buckets:
             Conflict: Another node has it open; the message has its pid.
             ServerError: It lies on a file system that cannot lock and map files as is needed.
         """
-        with ThreadPoolExecutor(threads, thread_name_prefix="disk") as executor, _locked(data):
+        with _locked(data), ThreadPoolExecutor(threads, thread_name_prefix="disk") as executor:
             journal = Journal(data / "journal")
-            buckets = cls(data, definitions, journal, executor, durability)
-            await asyncio.get_running_loop().run_in_executor(executor, buckets._load)
-            index = buckets._index = await Index.open(
-                data / "index", executor, notes=journal.read_notes(), look=buckets._look, scan=buckets._scan
-            )
-            journal.forget_old()
             try:
-                yield buckets
+                buckets = cls(data, definitions, journal, executor, durability)
+                async with buckets._opened():
+                    yield buckets
             finally:
-                await index.close()
                 journal.close()
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[None]:
+        is_new = await self._in_thread(self._load)
+        index = self._index = await Index.open(
+            self._data / "index",
+            self._threads,
+            is_new=is_new,
+            notes=self._journal.read_notes(),
+            look=self._look,
+            scan=self._scan,
+        )
+        try:
+            self._journal.forget_old()
+            await self._sweep()
+            yield
+        finally:
+            await index.close()
 
     def store(self, bucket: Bucket) -> ReadStore:
         """A bucket to read from.
@@ -159,12 +180,7 @@ class Buckets:
                 f"only ais:// buckets can be created here; name {bucket} when the node starts: "
                 f"--bucket {bucket}=dir:PATH"
             )
-        async with self._changing:
-            if bucket in self._pools or bucket in self._directories:
-                raise Conflict(f"bucket {bucket} exists already")
-            store = self._build(bucket, secrets.token_hex(8))
-            await self._in_thread(self._add, store)
-            self._pools[bucket] = store
+        await finish(self._create(bucket))
 
     async def remove(self, bucket: Bucket, *, force: bool) -> None:
         """Remove a pool bucket that was created, with its objects if `force`.
@@ -173,23 +189,57 @@ class Buckets:
             BucketNotFound: There is none.
             Conflict: It is configured, or not empty.
         """
+        await finish(self._remove(bucket, force))
+
+    async def _create(self, bucket: Bucket) -> None:
+        async with self._changing:
+            if bucket in self._pools or bucket in self._directories:
+                raise Conflict(f"bucket {bucket} exists already")
+            store = self._build(bucket, secrets.token_hex(8))
+            await self._in_thread(self._add, store)
+            self._pools[bucket] = store
+
+    async def _remove(self, bucket: Bucket, force: bool) -> None:
         async with self._changing:
             self.store(bucket)
             if bucket in self._definitions:
                 raise Conflict(f"bucket {bucket} is configured; it goes when the node is started without it")
             store = self._pools[bucket]
-            assert self._index is not None
-            if not force and not await self._index.is_empty(store.identity):
-                raise Conflict(f"bucket {bucket} is not empty; remove its objects, or force it")
-            store.is_removed = True
-            del self._pools[bucket]
-            await self._in_thread(self._save)
-            await self._index.forget_store(store.identity)
-            await self._in_thread(lambda: shutil.rmtree(store.directory, ignore_errors=True))
+            index = self._opened_index()
+            # An object that is being stored meanwhile is either in the index or told that there is no bucket.
+            async with store.quiet():
+                if not force and not await index.is_empty(store.identity):
+                    raise Conflict(f"bucket {bucket} is not empty; remove its objects, or force it")
+                others = [other for other in self._pools.values() if other is not store]
+                await self._in_thread(self._save, others)
+                store.is_removed = True
+                del self._pools[bucket]
+            await self._forget(store.identity)
 
-    def _load(self) -> None:
-        """Read what buckets there are, make those of the configuration, sweep what was removed half-way."""
+    async def _forget(self, identity: str) -> None:
+        """Objects first, for their space; the directory last, since one that is left tells the next start to go on."""
+        directory = self._data / "pool" / identity
+
+        def clear() -> None:
+            for path in directory.iterdir():
+                shutil.rmtree(path, ignore_errors=True)
+
+        await self._in_thread(clear)
+        await self._opened_index().forget_store(identity)
+        await self._in_thread(lambda: shutil.rmtree(directory, ignore_errors=True))
+
+    async def _sweep(self) -> None:
+        """End removals of buckets that were half-way."""
+        identities = {store.identity for store in self._pools.values()}
+        for path in await self._in_thread(lambda: list((self._data / "pool").iterdir())):
+            if path.name not in identities and _IDENTITY.fullmatch(path.name):
+                logger.info("removing what is left of a removed bucket")
+                await self._forget(path.name)
+
+    def _load(self) -> bool:
+        """Read what buckets there are and make those of the configuration; True: there were none."""
         (self._data / "pool").mkdir(exist_ok=True)
+        (self._data / "buckets.json.new").unlink(missing_ok=True)
         known: dict[str, str] = {}
         with contextlib.suppress(FileNotFoundError):
             try:
@@ -206,10 +256,10 @@ class Buckets:
                 store = self._build(bucket, secrets.token_hex(8))
                 self._add(store)
                 self._pools[bucket] = store
-        identities = {store.identity for store in self._pools.values()}
-        for path in (self._data / "pool").iterdir():
-            if path.name not in identities:
-                shutil.rmtree(path, ignore_errors=True)
+        for bucket, directory in self._directories.items():
+            if self._definitions[bucket].writable:
+                directory.sweep()
+        return not known
 
     def _build(self, bucket: Bucket, identity: str) -> PoolStore:
         definition = self._definitions.get(bucket)
@@ -228,13 +278,15 @@ class Buckets:
         return self._index
 
     def _add(self, store: PoolStore) -> None:
-        store.prepare()
-        sync_directory(store.directory.parent)
-        self._save(store)
+        with disk_errors(f"bucket {store.bucket}"):
+            store.prepare()
+            sync_directory(store.directory.parent)
+        self._save([*self._pools.values(), store])
 
-    def _save(self, *more: PoolStore) -> None:
-        table = {str(store.bucket): store.identity for store in (*self._pools.values(), *more)}
-        replace_durably(self._data / "buckets.json", msgspec.json.encode(table))
+    def _save(self, stores: Sequence[PoolStore]) -> None:
+        table = {str(store.bucket): store.identity for store in stores}
+        with disk_errors("the list of buckets"):
+            replace_durably(self._data / "buckets.json", msgspec.json.encode(table))
 
     def _look(self, identity: str, key: str) -> ObjectMeta | None:
         store = next((store for store in self._pools.values() if store.identity == identity), None)
@@ -245,8 +297,8 @@ class Buckets:
             for meta in store.scan():
                 yield store.identity, meta
 
-    async def _in_thread(self, call: object, *arguments: object) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)  # type: ignore[arg-type]
+    async def _in_thread(self, call: Callable[..., Value], *arguments: object) -> Value:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
 
 
 @contextlib.contextmanager
@@ -257,16 +309,14 @@ def _locked(data: Path) -> Iterator[None]:
         Conflict, ServerError: It cannot be had.
     """
     try:
-        data.mkdir(parents=True, exist_ok=True)
+        _make_durably(data)
         descriptor = os.open(data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise ServerError(
             f"the data directory {data} cannot be used: {error.strerror}; give another with --data"
         ) from None
     try:
-        kind = _file_system(data)
-        if kind in _REMOTE_TYPES:
-            raise ServerError(f"{data} lies on {kind}, whose locks and maps are not to be trusted; give a local --data")
+        check_file_system(data, _MOUNTS)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -283,14 +333,33 @@ def _locked(data: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _file_system(path: Path) -> str:
-    """Type of the file system that a path lies on; `unknown` where that cannot be told."""
+def check_file_system(path: Path, mounts: Path) -> None:
+    """Refuse a path on a network's file system.
+
+    Args:
+        path: Of a directory.
+        mounts: File in the form of `/proc/self/mounts`; where it cannot be read nothing is refused.
+
+    Raises:
+        ServerError: Names the file system.
+    """
     best, kind = "", "unknown"
     resolved = str(path.resolve())
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/mounts").read_text(errors="replace").splitlines():
-            fields = line.split(" ")
-            point = fields[1].replace("\\040", " ").rstrip("/") + "/"
-            if (resolved + "/").startswith(point) and len(point) > len(best):
-                best, kind = point, fields[2]
-    return kind
+        for line in mounts.read_text(errors="surrogateescape").splitlines():
+            _, mounted, found = line.split(" ")[:3]
+            point = _ESCAPE.sub(lambda match: chr(int(match[1], 8)), mounted).rstrip("/") + "/"
+            # Of two on the same point the later one is on top.
+            if (resolved + "/").startswith(point) and len(point) >= len(best):
+                best, kind = point, found
+    if kind in _REMOTE_TYPES:
+        raise ServerError(f"{path} lies on {kind}, whose locks and maps are not to be trusted; give a local --data")
+
+
+def _make_durably(path: Path) -> None:
+    """Make a directory and those above it, so that a power cut does not take what will be in it."""
+    if path.is_dir():
+        return
+    _make_durably(path.parent)
+    path.mkdir(exist_ok=True)
+    sync_directory(path.parent)

@@ -1,12 +1,15 @@
 """Keys of all pool buckets in order, for listings; the truth of an object stays in its own file.
 
-Commits are not synced: they survive a kill. After a power cut the index is thrown away and built again from the
-objects' trailers, in the background, while GETs already work and listings say when to ask again.
+Commits are not synced: they survive a kill. After a power cut, or when it is lost or damaged, the index is thrown away
+and built again from the objects' trailers, in the background, while GETs already work and listings say when to ask
+again. It is marked as complete only once it is.
 """
 
 import asyncio
 import contextlib
+import heapq
 import logging
+import os
 import queue
 import shutil
 import threading
@@ -18,21 +21,27 @@ from pathlib import Path
 import lmdb
 import msgspec
 
-from shardmill.core.errors import Busy, InsufficientStorage, ServerError
+from shardmill.core.errors import Busy, InsufficientStorage, ServerError, ShardmillError
 from shardmill.core.meta import ListPage, ObjectMeta
+from shardmill.storage.files import replace_durably, reserve
 from shardmill.storage.paging import list_page
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
 MAP_SIZES = (1 << 38, 1 << 34, 1 << 31)  # bytes of address space, the first that the system grants
+MAX_READERS = 1024  # pages being read at once
 RETRY_SECONDS = 2
 _MAX_KEY = 511  # bytes, LMDB's
 _ID = 8  # bytes of a store's id before each key
 _TIE = 16  # bytes that stand for the rest of a longer key
 _CUT = _MAX_KEY - _ID - _TIE
 _BATCH = 512  # changes in one commit
+_TIED = 1000  # keys cut at the same place that are put in order at once
+_SCARCE = 1 << 20  # bytes; with less, a failing write is taken for a full disk
+_DAMAGE = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.PanicError)
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_STATE = "state.json"
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
@@ -67,14 +76,18 @@ Look = Callable[[str, str], ObjectMeta | None]
 class Index:
     """Use `Index.open`; `close` when no change is on its way."""
 
-    def __init__(self, directory: Path, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, directory: Path, threads: ThreadPoolExecutor, loop: asyncio.AbstractEventLoop) -> None:
         self._directory = directory
         self._threads = threads
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self._changes: queue.SimpleQueue[tuple[Change, asyncio.Future[None]] | None] = queue.SimpleQueue()
         self._decoder = msgspec.msgpack.Decoder(Entry)
         self.is_complete = False
-        self._removed: set[bytes] | None = None
+        self._removed: set[bytes] = set()
+        """Names and stores removed while it is being built, which the scan must not bring back."""
+        self._owed: list[Change] = []
+        """Removals that a full disk kept out of the index."""
+        self._is_damaged = False
         self._stopping = threading.Event()
         self._env = _open_environment(directory)
         self._writer = threading.Thread(target=self._write_changes, name="index-writer", daemon=True)
@@ -82,54 +95,103 @@ class Index:
 
     @classmethod
     async def open(
-        cls, directory: Path, threads: ThreadPoolExecutor, *, notes: Iterable[tuple[str, str]], look: Look, scan: Scan
+        cls,
+        directory: Path,
+        threads: ThreadPoolExecutor,
+        *,
+        is_new: bool,
+        notes: Iterable[tuple[str, str]],
+        look: Look,
+        scan: Scan,
     ) -> "Index":
-        """Open it and complete it by the notes of changes that were on their way; or begin to build it anew."""
+        """Open it and complete it by the notes of changes that were on their way; or begin to build it anew.
+
+        Args:
+            directory: Its own; made if it is not there.
+            threads: For reads.
+            is_new: There are no objects yet, so an empty index is complete.
+            notes: Changes that an earlier process began.
+            look: Tells how they ended.
+            scan: Tells all objects.
+        """
         loop = asyncio.get_running_loop()
-        usable = await loop.run_in_executor(threads, _is_usable, directory)
+        return await loop.run_in_executor(threads, cls._open, directory, threads, loop, is_new, notes, look, scan)
+
+    @classmethod
+    def _open(
+        cls,
+        directory: Path,
+        threads: ThreadPoolExecutor,
+        loop: asyncio.AbstractEventLoop,
+        is_new: bool,
+        notes: Iterable[tuple[str, str]],
+        look: Look,
+        scan: Scan,
+    ) -> "Index":
+        usable = _is_usable(directory)
         if not usable:
-            await loop.run_in_executor(threads, lambda: shutil.rmtree(directory, ignore_errors=True))
-            directory.mkdir(parents=True)
+            _clear(directory)
         try:
-            index = cls(directory, threads)
+            index = cls(directory, threads, loop)
         except lmdb.Error as error:
             logger.warning("the index cannot be opened and is built anew: %s", error)
-            await loop.run_in_executor(threads, lambda: shutil.rmtree(directory, ignore_errors=True))
-            directory.mkdir(parents=True)
-            index, usable = cls(directory, threads), False
-        await loop.run_in_executor(threads, _mark, directory, False)
-        if usable:
-            await loop.run_in_executor(threads, index._replay, notes, look)
+            _clear(directory)
+            try:
+                index, usable = cls(directory, threads, loop), False
+            except lmdb.Error as reason:
+                raise ServerError(f"the index cannot be opened: {reason}") from None
+        if usable or is_new:
+            _mark_unfinished(directory)
+            index._replay(notes, look)
             index.is_complete = True
         else:
-            index._removed = set()
             index._rebuilder = threading.Thread(target=index._rebuild, args=(scan,), name="index-rebuild", daemon=True)
             index._rebuilder.start()
         index._writer.start()
         return index
 
+    async def wait_complete(self) -> None:
+        """Return when it has all objects, or when it is closed before."""
+        if self._rebuilder is not None:
+            await self._loop.run_in_executor(None, self._rebuilder.join)
+
     async def put(self, store: str, meta: ObjectMeta) -> None:
-        """The object is there now."""
+        """The object is there now.
+
+        Raises:
+            InsufficientStorage, ServerError: It is not in the index.
+        """
         await self._change((_name(store, meta.key), msgspec.msgpack.encode(Entry.of(meta))))
 
     async def remove(self, store: str, key: str) -> None:
-        """The object is gone."""
+        """The object is gone.
+
+        Raises:
+            InsufficientStorage, ServerError: It is still in the index; the next change takes it out too.
+        """
         await self._change((_name(store, key), None))
 
     async def forget_store(self, store: str) -> None:
         """Remove all entries of a store."""
-        for name in await self._loop.run_in_executor(self._threads, self._names_of, store):
-            await self._change((name, None))
+        if not self.is_complete:
+            self._removed.add(bytes.fromhex(store))
+        while names := await self._loop.run_in_executor(self._threads, self._some_names, store):
+            await asyncio.gather(*[self._change((name, None)) for name in names])
 
     async def list(self, store: str, *, prefix: str, delimiter: str, after: str, limit: int) -> ListPage:
         """One page; raises Busy while the index is being built."""
         if not self.is_complete:
-            raise Busy("the listing is being rebuilt after a power cut; objects can be read", retry_after=RETRY_SECONDS)
+            raise Busy("the listing is being rebuilt; objects can be read", retry_after=RETRY_SECONDS)
 
         def read() -> ListPage:
-            return list_page(
-                lambda bound: self._seek(store, bound), prefix=prefix, delimiter=delimiter, after=after, limit=limit
-            )
+            try:
+                return list_page(
+                    lambda bound: self._seek(store, bound), prefix=prefix, delimiter=delimiter, after=after, limit=limit
+                )
+            except lmdb.ReadersFullError:
+                raise Busy("too many listings at once", retry_after=RETRY_SECONDS) from None
+            except _DAMAGE as error:
+                raise self._damaged(error) from error
 
         return await self._loop.run_in_executor(self._threads, read)
 
@@ -138,15 +200,16 @@ class Index:
         return not (await self.list(store, prefix="", delimiter="", after="", limit=1)).objects
 
     async def close(self) -> None:
-        """Commit what is queued and mark the index as good."""
+        """Commit what is queued and mark the index as good, if it is."""
         self._stopping.set()
         self._changes.put(None)
         await self._loop.run_in_executor(self._threads, self._writer.join)
         if self._rebuilder is not None:
             await self._loop.run_in_executor(self._threads, self._rebuilder.join)
-        if self.is_complete:
+        if self.is_complete and not self._is_damaged:
             await self._loop.run_in_executor(self._threads, self._env.sync, True)
-            await self._loop.run_in_executor(self._threads, _mark, self._directory, True)
+            with contextlib.suppress(OSError):  # a full disk: the next start takes it for one after a kill
+                await self._loop.run_in_executor(self._threads, _mark, self._directory, True)
         self._env.close()
 
     async def _change(self, change: Change) -> None:
@@ -165,7 +228,11 @@ class Index:
                 except queue.Empty:
                     break
             work = [item for item in batch if item is not None]
-            error = self._commit([change for change, _ in work])
+            error = self._commit([*self._owed, *(change for change, _ in work)])
+            if error is None:
+                self._owed.clear()
+            else:
+                self._owed += [change for change, _ in work if change[1] is None]
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 self._loop.call_soon_threadsafe(_settle, [future for _, future in work], error)
             if len(work) < len(batch):
@@ -179,47 +246,72 @@ class Index:
                         transaction.put(name, value)
                         continue
                     transaction.delete(name)
-                    if self._removed is not None:
+                    if not self.is_complete:
                         self._removed.add(name)
-        except lmdb.MapFullError:
-            return InsufficientStorage("the index is full")
+        except _DAMAGE as error:
+            return self._damaged(error)
         except lmdb.Error as error:
+            # LMDB calls a write that a full disk cut short an input/output error.
+            is_full = isinstance(error, lmdb.MapFullError | lmdb.DiskError)
+            if is_full or shutil.disk_usage(self._directory).free < _SCARCE:
+                return InsufficientStorage("the disk has no room for the index; nothing was changed")
             logger.exception("the index cannot be written")
             return ServerError(f"the index cannot be written: {error}")
         return None
 
+    def _damaged(self, error: lmdb.Error) -> ServerError:
+        logger.error("the index is damaged; the next start builds it anew: %s", error)
+        (self._directory / _STATE).unlink(missing_ok=True)
+        self._is_damaged = True
+        return ServerError("the index is damaged; it is built anew when the node is started again")
+
     def _seek(self, store: str, bound: bytes) -> Iterator[tuple[bytes, Callable[[], ObjectMeta | None]]]:
         """Entries in order from `bound` on; keys that were cut at the same place are put in order here."""
         identity = bytes.fromhex(store)
-        with self._env.begin(buffers=False) as transaction, transaction.cursor() as cursor:
+        with self._env.begin() as transaction, transaction.cursor() as cursor:
             is_there = cursor.set_range(identity + bound[:_CUT])
-            tied: list[tuple[bytes, Entry]] = []
-            stem = b""
-            while is_there and cursor.key()[:_ID] == identity:
-                name, value = cursor.item()
+            while is_there and (name := cursor.key())[:_ID] == identity:
                 if len(name) == _MAX_KEY:
-                    if tied and name[:-_TIE] != stem:
-                        yield from _in_order(tied, bound)
-                        tied = []
                     stem = name[:-_TIE]
-                    entry = self._decoder.decode(value)
-                    tied.append((entry.key.encode(), entry))
-                else:
-                    if tied:
-                        yield from _in_order(tied, bound)
-                        tied = []
-                    key = name[_ID:]
-                    if key >= bound:
-                        yield key, lambda value=value: self._decoder.decode(value).meta  # type: ignore[misc]  # bound at once
+                    yield from self._seek_tied(transaction, stem, bound)
+                    is_there = cursor.set_range(stem + b"\xff" * (_TIE + 1))
+                    continue
+                key = name[_ID:]
+                if key >= bound:
+                    value = cursor.value()
+                    yield key, lambda value=value: self._decoder.decode(value).meta  # type: ignore[misc]  # bound at once
                 is_there = cursor.next()
-            yield from _in_order(tied, bound)
 
-    def _names_of(self, store: str) -> Sequence[bytes]:
+    def _seek_tied(
+        self, transaction: lmdb.Transaction, stem: bytes, bound: bytes
+    ) -> Iterator[tuple[bytes, Callable[[], ObjectMeta | None]]]:
+        """Entries whose names were cut behind `stem`, in order, some at a time, so that memory is bounded."""
+
+        def read() -> Iterator[tuple[bytes, Entry]]:
+            with transaction.cursor() as cursor:
+                is_there = cursor.set_range(stem)
+                while is_there and cursor.key()[: len(stem)] == stem:
+                    if len(cursor.key()) == _MAX_KEY:
+                        entry = self._decoder.decode(cursor.value())
+                        key = entry.key.encode()
+                        if key >= bound:
+                            yield key, entry
+                    is_there = cursor.next()
+
+        while True:
+            some = heapq.nsmallest(_TIED, read(), key=lambda item: item[0])
+            for key, entry in some:
+                yield key, lambda entry=entry: entry.meta  # type: ignore[misc]  # bound at once
+            if len(some) < _TIED:
+                return
+            bound = some[-1][0] + b"\0"
+
+    def _some_names(self, store: str) -> Sequence[bytes]:
         identity = bytes.fromhex(store)
-        names = []
+        names: list[bytes] = []
         with self._env.begin() as transaction, transaction.cursor() as cursor:
             is_there = cursor.set_range(identity)
-            while is_there and cursor.key()[:_ID] == identity:
+            while is_there and len(names) < _BATCH and cursor.key()[:_ID] == identity:
                 names.append(cursor.key())
                 is_there = cursor.next()
         return names
@@ -227,13 +319,18 @@ class Index:
     def _replay(self, notes: Iterable[tuple[str, str]], look: Look) -> None:
         changes: dict[bytes, bytes | None] = {}
         for store, key in notes:
-            meta = look(store, key)
+            try:
+                meta = look(store, key)
+            except ShardmillError as error:
+                # A file that cannot be read is not a file that is gone: the index keeps what it has of it.
+                logger.warning("a change that was on its way cannot be looked up: %s", error)
+                continue
             changes[_name(store, key)] = None if meta is None else msgspec.msgpack.encode(Entry.of(meta))
         if changes:
             logger.info("completing the index by %d changes that were on their way", len(changes))
-            error = self._commit(list(changes.items()))
-            if error is not None:
-                raise error
+            failure = self._commit(list(changes.items()))
+            if failure is not None:
+                raise failure
 
     def _rebuild(self, scan: Scan) -> None:
         """Add what the files say, unless the index knows better by now."""
@@ -248,22 +345,17 @@ class Index:
                 self._add_missing(batch)
                 batch = []
         self._add_missing(batch)
-        self._removed = None
+        _mark_unfinished(self._directory)
         self.is_complete = True
+        self._removed = set()
         logger.info("the index is complete again: %d objects", count)
 
     def _add_missing(self, batch: Sequence[tuple[bytes, bytes]]) -> None:
         with self._env.begin(write=True) as transaction:
             for name, value in batch:
                 # Removed meanwhile: the file was read before it went.
-                if self._removed is None or name not in self._removed:
+                if name not in self._removed and name[:_ID] not in self._removed:
                     transaction.put(name, value, overwrite=False)
-
-
-def _in_order(tied: list[tuple[bytes, Entry]], bound: bytes) -> Iterator[tuple[bytes, Callable[[], ObjectMeta | None]]]:
-    for key, entry in sorted(tied, key=lambda item: item[0]):
-        if key >= bound:
-            yield key, lambda entry=entry: entry.meta  # type: ignore[misc]  # bound at once
 
 
 def _name(store: str, key: str) -> bytes:
@@ -285,12 +377,33 @@ def _settle(futures: list["asyncio.Future[None]"], error: Exception | None) -> N
 
 
 def _open_environment(directory: Path) -> lmdb.Environment:
-    for size in MAP_SIZES[:-1]:
-        try:
-            return lmdb.open(str(directory / "db"), map_size=size, sync=False, metasync=False, max_readers=256)
-        except lmdb.MemoryError:
-            continue
-    return lmdb.open(str(directory / "db"), map_size=MAP_SIZES[-1], sync=False, metasync=False, max_readers=256)
+    path = str(directory / "db")
+    _reserve_readers(directory / "db")
+    for size in MAP_SIZES:
+        with contextlib.suppress(lmdb.MemoryError):
+            environment = lmdb.open(path, map_size=size, sync=False, metasync=False, max_readers=MAX_READERS)
+            break
+    else:
+        raise lmdb.MemoryError("the system grants too little address space")
+    if (directory / "db" / "data.mdb").stat().st_size < (environment.info()["last_pgno"] + 1) * environment.stat()[
+        "psize"
+    ]:
+        # Reading behind its end would end the process.
+        environment.close()
+        raise lmdb.CorruptedError("its file is shorter than it should be")
+    return environment
+
+
+def _reserve_readers(directory: Path) -> None:
+    """Take the space of the readers' table: it is mapped, and a page that a full disk has not ends the process."""
+    directory.mkdir(exist_ok=True)
+    descriptor = os.open(directory / "lock.mdb", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        reserve(descriptor, (MAX_READERS + 8) * 64)
+    except OSError as error:
+        raise lmdb.DiskError(os.strerror(error.errno or 0)) from error
+    finally:
+        os.close(descriptor)
 
 
 def _state(clean: bool) -> bytes:
@@ -299,16 +412,32 @@ def _state(clean: bool) -> bytes:
 
 
 def _mark(directory: Path, clean: bool) -> None:
-    (directory / "state.json").write_bytes(_state(clean))
+    replace_durably(directory / _STATE, _state(clean))
+
+
+def _mark_unfinished(directory: Path) -> None:
+    """It is complete as long as this boot lasts."""
+    try:
+        _mark(directory, False)
+    except OSError as error:
+        # A full disk must not keep a node from reading and removing; after a kill the index is built anew.
+        logger.warning("the index cannot be marked: %s", error.strerror)
+        (directory / _STATE).unlink(missing_ok=True)
+
+
+def _clear(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True, exist_ok=True)
 
 
 def _is_usable(directory: Path) -> bool:
-    """Whether its last commits can be trusted: closed in order, or killed since this machine started."""
+    """Whether it is complete and its last commits can be trusted: closed in order, or killed since this boot."""
     try:
-        state = (directory / "state.json").read_bytes()
+        state = (directory / _STATE).read_bytes()
     except OSError:
-        directory.mkdir(parents=True, exist_ok=True)
-        return not any(directory.iterdir())
+        return False
+    if not (directory / "db" / "data.mdb").exists():
+        return False
     if state == _state(False):
         return True
     with contextlib.suppress(msgspec.DecodeError):

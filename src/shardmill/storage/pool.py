@@ -2,17 +2,19 @@
 
 A PUT is committed at one point, `_commit`: temporary file, bytes and trailer, fdatasync, rename, fsync of the
 directory, index. What is acknowledged survives a kill, and a power cut too unless the store promises less; what is not
-leaves the old object as it was.
+leaves the old object as it was, which is kept by a second name until the index has the new one.
 """
 
 import asyncio
 import contextlib
+import logging
 import os
 import secrets
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -24,6 +26,7 @@ from shardmill.core.errors import (
     CorruptObject,
     ObjectNotFound,
     PreconditionFailed,
+    ShardmillError,
 )
 from shardmill.core.meta import ListPage, ObjectMeta
 from shardmill.core.refs import Bucket
@@ -34,6 +37,8 @@ from shardmill.storage.locks import KeyLocks
 from shardmill.storage.steps import finish, opened
 from shardmill.storage.trailer import BLOCK, Hasher, Trailer, pack, read_trailer
 from shardmill.storage.uploads import receive
+
+logger = logging.getLogger(__name__)
 
 Durability = Literal["power", "kill"]
 Value = TypeVar("Value")
@@ -176,19 +181,12 @@ class PoolStore:
             await finish(self._in_thread(upload.discard))
 
     async def delete(self, key: str, *, conditions: Conditions) -> None:
-        async def remove() -> None:
-            async with self._locks.hold(key):
-                current = await self._in_thread(self._look, key)
-                if conditions.judge_write(current.meta.etag, current.modified) == "failed":
-                    raise PreconditionFailed(f"{self.bucket}/{key} does not meet the conditions; it is unchanged")
-                note = self._journal.note(self.identity, key)
-                try:
-                    await self._in_thread(self._unlink, key)
-                    await self._index().remove(self.identity, key)
-                finally:
-                    self._journal.done(note)
+        """See `core.sources.DeleteObject`."""
+        await finish(self._remove(key, conditions))
 
-        await finish(remove())
+    def quiet(self) -> AbstractAsyncContextManager[None]:
+        """No object is being committed or removed for the block; whoever would waits."""
+        return self._locks.hold_all()
 
     def look(self, key: str) -> ObjectMeta | None:
         """What the object's file says now; None: there is none. Blocking."""
@@ -199,16 +197,13 @@ class PoolStore:
 
     def scan(self) -> Iterator[ObjectMeta]:
         """Metadata of every object, from the files; blocking. Torn ones are left out."""
-        for first in sorted(self.directory.iterdir()):
-            if first.name == _TEMPORARY or not first.is_dir():
+        for first in sorted(_entries(self.directory)):
+            if first.name == _TEMPORARY:
                 continue
-            for path in first.iterdir():
-                with contextlib.suppress(CorruptObject, FileNotFoundError):
-                    descriptor = os.open(path, os.O_RDONLY)
-                    try:
-                        yield read_trailer(descriptor).meta
-                    finally:
-                        os.close(descriptor)
+            for path in _entries(first):
+                meta = _scanned(path)
+                if meta is not None:
+                    yield meta
 
     async def _replace(self, upload: "PoolUpload", key: str, user: dict[str, str], conditions: Conditions) -> Stored:
         async with self._locks.hold(key):
@@ -216,8 +211,7 @@ class PoolStore:
             etag, modified = (current.etag, current.modified) if current else (None, None)
             if conditions.judge_write(etag, modified) == "failed":
                 raise PreconditionFailed(f"{self.bucket}/{key} does not meet the conditions; it is unchanged")
-            if self.is_removed:
-                raise BucketNotFound(f"bucket {self.bucket} was removed")
+            self._check_there()
             hasher = upload.hasher
             trailer = Trailer(
                 str(self.bucket),
@@ -233,9 +227,42 @@ class PoolStore:
             try:
                 await self._in_thread(self._commit, upload, key, trailer)
                 await self._index().put(self.identity, trailer.meta)
-            finally:
+            except ShardmillError:
+                await self._in_thread(self._restore, upload, key)
                 self._journal.done(note)
+                raise
+            self._journal.done(note)
             return Stored(trailer.meta, created=current is None)
+
+    async def _remove(self, key: str, conditions: Conditions) -> None:
+        async with self._locks.hold(key):
+            self._check_there()
+            etag, modified = await self._in_thread(self._removable, key)
+            if conditions.judge_write(etag, modified) == "failed":
+                raise PreconditionFailed(f"{self.bucket}/{key} does not meet the conditions; it is unchanged")
+            note = self._journal.note(self.identity, key)
+            try:
+                await self._in_thread(self._unlink, key)
+            except ShardmillError:
+                self._journal.done(note)
+                raise
+            # If this fails, the note stays: the next start takes the entry out, if no change does before.
+            await self._index().remove(self.identity, key)
+            self._journal.done(note)
+            if self._is_durable:
+                await self._in_thread(self._sync, key)
+
+    def _check_there(self) -> None:
+        if self.is_removed:
+            raise BucketNotFound(f"bucket {self.bucket} was removed")
+
+    def _removable(self, key: str) -> tuple[str | None, float]:
+        """ETag and time of what is there; an object whose file is torn can be removed too."""
+        try:
+            trailer = self._look(key)
+        except CorruptObject:
+            return None, 0.0
+        return trailer.meta.etag, trailer.modified
 
     def _commit(self, upload: "PoolUpload", key: str, trailer: Trailer) -> None:
         path = self._path(key)
@@ -246,17 +273,29 @@ class PoolStore:
                 if self._is_durable:
                     sync_directory(self.directory)
                 self._made.add(path.parent)
-            os.rename(upload.path, path)
-            upload.is_there = False
+            upload.replace(path)
             if self._is_durable:
                 sync_directory(path.parent)
 
-    def _unlink(self, key: str) -> None:
+    def _restore(self, upload: "PoolUpload", key: str) -> None:
+        """Put back what was there before a commit that failed."""
         path = self._path(key)
         with disk_errors(f"{self.bucket}/{key}"):
-            os.unlink(path)
+            upload.restore(path)
             if self._is_durable:
-                sync_directory(path.parent)
+                with contextlib.suppress(FileNotFoundError):
+                    sync_directory(path.parent)
+
+    def _unlink(self, key: str) -> None:
+        with disk_errors(f"{self.bucket}/{key}"):
+            try:
+                os.unlink(self._path(key))
+            except FileNotFoundError:
+                raise ObjectNotFound(f"no object {self.bucket}/{key}") from None
+
+    def _sync(self, key: str) -> None:
+        with disk_errors(f"{self.bucket}/{key}"):
+            sync_directory(self._path(key).parent)
 
     def _open(self, key: str) -> tuple[int, Trailer]:
         try:
@@ -295,14 +334,17 @@ class PoolUpload:
     def __init__(self, path: Path, label: str) -> None:
         self.path = path
         self.hasher = Hasher()
-        self.is_there = False
+        self._is_there = False
+        self._old = path.with_suffix(".old")
+        """Where the object that is replaced keeps a name until the commit is through."""
+        self._state: Literal["new", "over_nothing", "over_kept", "over_lost"] = "new"
         self._label = label
         self._descriptor: int | None = None
 
     def begin(self, size: int | None) -> None:
         with disk_errors(self._label):
             self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            self.is_there = True
+            self._is_there = True
             # Small ones fit or fail at once; the call would cost them more than it saves.
             if size is not None and size > BLOCK:
                 reserve(self._descriptor, size)
@@ -321,11 +363,57 @@ class PoolUpload:
         if sync:
             os.fdatasync(self._descriptor)
 
+    def replace(self, path: Path) -> None:
+        """Become the object at `path`."""
+        state: Literal["over_nothing", "over_kept", "over_lost"] = "over_kept"
+        try:
+            os.link(path, self._old)
+        except FileNotFoundError:
+            state = "over_nothing"
+        except OSError:
+            # A file system without second names: what is replaced cannot be put back.
+            state = "over_lost"
+        os.rename(self.path, path)
+        self._is_there = False
+        self._state = state
+
+    def restore(self, path: Path) -> None:
+        """Undo `replace`."""
+        if self._state == "over_kept":
+            os.rename(self._old, path)
+        elif self._state == "over_nothing":
+            path.unlink(missing_ok=True)
+        self._state = "new"
+
     def discard(self) -> None:
-        """Close it, and remove it unless it has become an object."""
+        """Close it, and leave nothing but the object that it may have become."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
-        if self.is_there:
+        if self._is_there:
             self.path.unlink(missing_ok=True)
-            self.is_there = False
+            self._is_there = False
+        self._old.unlink(missing_ok=True)
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    """What is in a folder; nothing if it is none, or its bucket is being removed."""
+    try:
+        yield from folder.iterdir()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+
+
+def _scanned(path: Path) -> ObjectMeta | None:
+    """Metadata of the object in a file; None if it has gone or cannot be read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return read_trailer(descriptor).meta
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError:
+        return None
+    except (CorruptObject, OSError) as error:
+        logger.warning("a file of the pool is left out of the listing: %s", error)
+        return None
