@@ -10,7 +10,7 @@ import msgspec
 from shardmill.client.handles import BucketHandle, ObjectHandle
 from shardmill.client.http import DEFAULT_ENDPOINT, Transport
 from shardmill.client.transforms import TransformsHandle
-from shardmill.core.api import Announcement, BucketInfo, Buckets, ConfigInfo
+from shardmill.core.api import Announcement, BucketInfo, Buckets, ConfigInfo, SampleCounts, ShardNames
 from shardmill.core.errors import BadRequest, ObjectNotFound
 from shardmill.core.refs import Bucket, ObjectRef
 from shardmill.core.templates import expand, listing_prefix, match_listing, needs_listing
@@ -137,10 +137,22 @@ class Client:
         keys = self._keys(handle, template, names, prefix)
         urls = [handle.object(key).url(transform_id, seed=seed, epoch=epoch) for key in keys]
         if transform_id is not None and len(urls) > 1:
-            self._announce(urls)
+            self.announce(urls)
         return urls
 
-    def _announce(self, urls: Sequence[str]) -> None:
+    def count_samples(self, uris: Sequence[str]) -> list[int]:
+        """How many samples there are in each shard (`provider://bucket/key`), counted by the node from tar headers.
+
+        Raises:
+            ObjectNotFound, BadShard: One of them does not exist, or is no shard.
+        """
+        body = msgspec.json.encode(ShardNames(list(uris)))
+        headers = {"Content-Type": "application/json"}
+        with self._transport.request("POST", "/api/samples", headers=headers, body=body) as answer:
+            return msgspec.json.decode(answer.read_all(), type=SampleCounts).counts
+
+    def announce(self, urls: Sequence[str]) -> None:
+        """Say that these transformed objects will be read in this order; a node that does not hear it loses nothing."""
         paths = [url.removeprefix(self.endpoint) for url in urls[:MAX_ANNOUNCED]]
         body = msgspec.json.encode(Announcement(paths))
         self._transport.tell("/api/lookahead", body, seconds=ANNOUNCE_SECONDS)

@@ -6,6 +6,7 @@ the bytes come from; where that has changed, nothing is glued together.
 """
 
 import time
+from typing import TypeVar
 
 import msgspec
 
@@ -20,6 +21,10 @@ from shardmill.shards.tracking import SampleTracker
 WAITS = (0.1, 0.5, 1.0, 2.0, 4.0)  # seconds before each try to go on; a node is restarted in less
 ORIGIN = "Shardmill-Origin"
 _DROP = 1 << 20
+_FILL = 1 << 20  # bytes that a cut costs at most
+
+
+Data = TypeVar("Data", bytes, memoryview)
 
 
 class ShardBody:
@@ -62,10 +67,34 @@ class ShardBody:
                 return self._hand_out(data)
             return self._hand_out(bytes(min(self._left(0), limit)))
 
+    def fill(self, view: memoryview) -> int:
+        """Fill the buffer as far as the body goes; fewer bytes only at the end. Raises like `read_some`."""
+        filled = 0
+        while filled < len(view):
+            if self._is_continued:
+                data = self.read_some(len(view) - filled)
+                view[filled : filled + len(data)] = data
+                count = len(data)
+            else:
+                part = view[filled : filled + _FILL]
+                try:
+                    count = self._answer.fill(part)
+                except TruncatedBody as error:
+                    # What came of this part is asked for again with the rest of its sample.
+                    self._go_on(error)
+                    continue
+                if self._origin is not None:
+                    self._tracker.feed(part[:count])
+                self._hand_out(part[:count])
+            if not count:
+                break
+            filled += count
+        return filled
+
     def close(self) -> None:
         self._answer.close()
 
-    def _hand_out(self, data: bytes) -> bytes:
+    def _hand_out(self, data: Data) -> Data:
         self._received += len(data)
         if data:
             self._tries = 0

@@ -123,6 +123,28 @@ class Answer:
         self._count(count)
         return count
 
+    def fill(self, view: memoryview) -> int:
+        """Fill the buffer as far as the body goes, however long that takes; fewer bytes only at the end.
+
+        Raises:
+            TruncatedBody: The node stopped in mid-body; what is in the buffer then is worth nothing.
+        """
+        if not self._is_chunked:
+            filled = 0
+            while filled < len(view) and (count := self.read_into(view[filled:])):
+                filled += count
+            return filled
+        if self._done or not view:
+            return 0
+        try:
+            count = self._response.readinto(view)
+        except (http.client.HTTPException, OSError) as error:
+            raise self._cut(error) from error
+        self._count(count)
+        if count < len(view):
+            self._finish()
+        return count
+
     def read_all(self) -> bytes:
         """The rest of the body."""
         if self._remaining is None:

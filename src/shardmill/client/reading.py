@@ -81,6 +81,15 @@ class ObjectReader(io.BufferedIOBase):
 
     readinto1 = readinto
 
+    def fill(self, view: memoryview) -> int:
+        """Fill the buffer as far as the body goes, however long that takes; fewer bytes only at the end."""
+        if self._shard is not None:
+            return self._shard.fill(view)
+        filled = 0
+        while filled < len(view) and (count := self.readinto(view[filled:])):
+            filled += count
+        return filled
+
     def skip_to(self, position: int) -> None:
         """Leave out what comes before that byte, by a range of the same version.
 

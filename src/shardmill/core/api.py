@@ -86,6 +86,19 @@ class Announcement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`/t/...` of data URLs, percent-encoded."""
 
 
+class ShardNames(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /api/samples`: shards whose samples are to be counted."""
+
+    objects: list[str]
+    """`provider://bucket/key`."""
+
+
+class SampleCounts(msgspec.Struct, frozen=True):
+    """Source samples of each shard, in the order asked for."""
+
+    counts: list[int]
+
+
 class ProbeReport(msgspec.Struct, frozen=True):
     """What a probe of a few samples found."""
 

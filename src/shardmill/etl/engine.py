@@ -34,6 +34,7 @@ from shardmill.etl.workers import WorkerPool
 logger = logging.getLogger(__name__)
 
 _INDEX_THREADS = 4
+_COUNT_STEP = 1024  # samples indexed in one visit to a thread, where nobody waits for the first
 
 
 class Engine:
@@ -211,6 +212,16 @@ class Engine:
             on_failure=on_failure,
         )
         return SampleRun(order, state, self._threads)
+
+    async def count_samples(self, source: Source) -> int:
+        """Samples of an opened shard, from its headers alone; raises BadShard."""
+        reader, count = ShardReader(source, self._threads), 0
+        try:
+            while samples := await reader.advance(_COUNT_STEP):
+                count += len(samples)
+            return count
+        finally:
+            await reader.close()
 
     def counters(self, version: Version) -> VersionCounters:
         return self._counters.setdefault(version.label, VersionCounters())

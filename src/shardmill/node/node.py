@@ -12,6 +12,7 @@ from shardmill.node.access import Access
 from shardmill.node.ahead import LookAhead
 from shardmill.node.objects import Objects
 from shardmill.node.settings import masked_settings
+from shardmill.node.shards import Shards
 from shardmill.node.transforms import Transforms
 from shardmill.storage.buckets import BucketDefinition, Buckets
 from shardmill.storage.results import ResultStore
@@ -24,6 +25,7 @@ class Node:
     config: Config
     objects: Objects
     transforms: Transforms
+    shards: Shards
 
     @classmethod
     @asynccontextmanager
@@ -67,7 +69,7 @@ class Node:
             )
             objects = Objects(buckets, access)
             ahead = await parts.enter_async_context(LookAhead(engine, objects, depth=config.transforms.look_ahead))
-            yield cls(config, objects, Transforms(engine, objects, access, ahead))
+            yield cls(config, objects, Transforms(engine, objects, access, ahead), Shards(engine, objects))
 
     def describe(self) -> ConfigInfo:
         """The effective configuration, secrets masked."""

@@ -12,6 +12,8 @@ from shardmill.core.api import (
     Buckets,
     ObjectInfo,
     ObjectPage,
+    SampleCounts,
+    ShardNames,
     TransformInfo,
     TransformRequest,
     Transforms,
@@ -19,7 +21,7 @@ from shardmill.core.api import (
 from shardmill.core.errors import BadRequest, ShardmillError, TooLarge, UnsupportedMediaType
 from shardmill.core.meta import ObjectMeta
 from shardmill.core.paths import parse_transformed_path
-from shardmill.core.refs import Bucket, unquote_path
+from shardmill.core.refs import Bucket, ObjectRef, unquote_path
 from shardmill.node.node import Node
 from shardmill.node.objects import MAX_PAGE
 from shardmill.server.calls import Call
@@ -144,6 +146,12 @@ class Api:
         paths = _decode(body, Announcement, "an announcement").paths
         self._transforms.announce(call.principal, [parse_transformed_path(path) for path in paths])
         return web.Response(status=204)
+
+    async def samples(self, call: Call) -> web.StreamResponse:
+        call.query()
+        body = await _read(call, _ANNOUNCEMENT, "a list of shards", self._node.config.server.body_timeout)
+        refs = [ObjectRef.parse(uri) for uri in _decode(body, ShardNames, "a list of shards").objects]
+        return _json(SampleCounts(await self._node.shards.count(call.principal, refs)))
 
     async def config(self, call: Call) -> web.StreamResponse:
         call.query()

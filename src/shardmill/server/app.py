@@ -62,6 +62,7 @@ class App:
             "/api/objects": {"GET": api.objects},
             "/api/transforms": {"GET": api.transforms, "POST": api.register},
             "/api/transforms/errors": {"GET": api.failures},
+            "/api/samples": {"POST": api.samples},
             "/api/lookahead": {"POST": api.announce},
             "/api/config": {"GET": api.config},
             "/api/openapi.json": {"GET": api.openapi},

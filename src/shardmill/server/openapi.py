@@ -35,6 +35,7 @@ OPERATIONS: tuple[_Operation, ...] = (
         api.Failures,
         ("transform", "bucket", "key", "request"),
     ),
+    ("post", "/api/samples", "Count the samples of shards.", api.ShardNames, api.SampleCounts, ()),
     ("post", "/api/lookahead", "Say what will be read soon, in order.", api.Announcement, None, ()),
     ("get", "/api/config", "The effective configuration.", None, api.ConfigInfo, ()),
 )

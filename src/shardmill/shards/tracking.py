@@ -55,12 +55,16 @@ class SampleTracker:
             if self._extended_at is None:
                 self._extended_at = self._header_at
         else:
-            devices = block[_DEVICES]
-            if devices[0]:
-                ordinal = (int(devices[:7], 8) << 21) + int(devices[8:15], 8)
-                if ordinal != self.ordinal:
-                    self.ordinal = ordinal
-                    self.offset = self._header_at if self._extended_at is None else self._extended_at
+            ordinal = ordinal_of(block)
+            if ordinal is not None and ordinal != self.ordinal:
+                self.ordinal = ordinal
+                self.offset = self._header_at if self._extended_at is None else self._extended_at
             self._extended_at = None
         size = int(block[124:135].strip(b" \0") or b"0", 8)
         self._header_at += BLOCK + size + -size % BLOCK
+
+
+def ordinal_of(block: bytes) -> int | None:
+    """The number of the source sample in a member's ustar header; None: it is not the first of a sample."""
+    devices = block[_DEVICES]
+    return (int(devices[:7], 8) << 21) + int(devices[8:15], 8) if devices[0] else None
