@@ -26,6 +26,7 @@ from shardmill.core.errors import (
     CorruptObject,
     ObjectNotFound,
     PreconditionFailed,
+    ServerError,
     ShardmillError,
 )
 from shardmill.core.meta import ListPage, ObjectMeta
@@ -173,10 +174,14 @@ class PoolStore:
     ) -> Stored:
         """See `core.sources.PutObject`."""
         upload = PoolUpload(self.directory / _TEMPORARY / secrets.token_hex(8), f"{self.bucket}/{key}")
+        self._check_there()
         try:
             await receive(upload, body, size=size, checksum=checksum, threads=self._threads)
             # Whoever asked may leave, but a commit that has begun is seen through.
             return await finish(self._replace(upload, key, dict(user), conditions))
+        except ServerError:
+            self._check_there()  # a bucket that is removed takes its uploads along
+            raise
         finally:
             await finish(self._in_thread(upload.discard))
 
