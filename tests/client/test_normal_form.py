@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import itertools
 import math
 import pickle
 import random
@@ -200,6 +201,30 @@ def exact(value: Any) -> Any:
     if isinstance(value, float):
         return "float", struct.pack(">d", value)
     return type(value).__name__, repr(value)
+
+
+def nestings(size: int) -> list[object]:
+    """Every way to nest tuples, lists and dictionaries around ones with that many parts."""
+    if size == 1:
+        return [1, (), [], {}]
+    made: list[object] = []
+    for parts in partitions(size - 1):
+        for inner in itertools.product(*map(nestings, parts)):
+            made += [tuple(inner), list(inner), dict(enumerate(inner))]
+    return made
+
+
+def partitions(total: int) -> list[tuple[int, ...]]:
+    return (
+        [()] if total == 0 else [(first, *rest) for first in range(1, total + 1) for rest in partitions(total - first)]
+    )
+
+
+def test_no_two_nestings_have_one_form() -> None:
+    every = [value for size in range(1, 5) for value in nestings(size)]
+    forms = {form_of_value(value): value for value in every}
+    assert len(every) > 500
+    assert len(forms) == len(every)
 
 
 @given(values, values)

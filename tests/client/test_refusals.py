@@ -121,9 +121,17 @@ def test_what_is_no_function_is_refused() -> None:
 def test_parts_of_this_package_that_workers_lack_are_refused() -> None:
     import shardmill
 
-    with pytest.raises(CannotShip, match=r"global `Client` .* is of shardmill\.client"):
+    with pytest.raises(CannotShip, match=r"global `Client` .* needs shardmill\.client"):
         ship(lambda sample: Client("http://127.0.0.1:1"))
-    with pytest.raises(CannotShip, match=r"`shardmill.Client` .* is of shardmill\.client"):
+    with pytest.raises(CannotShip, match=r"`shardmill.Client` .* needs shardmill\.Client,"):
         ship(lambda sample: shardmill.Client)
+
+    def imports(sample: Any) -> Any:
+        from shardmill import Client as Late
+
+        return Late
+
+    with pytest.raises(CannotShip, match=r"^an import of function `imports` needs shardmill\.Client,"):
+        ship(imports)
     ship(lambda sample: shardmill.transform)
     ship(capturing(marks_of))

@@ -15,8 +15,8 @@ from types import ModuleType
 
 import cloudpickle
 
-STAGED = ("shardmill.shards", "shardmill.worker", "shardmill.marking")
-"""What of this package there is where functions run."""
+_STAGED = ("shardmill.shards", "shardmill.worker", "shardmill.marking")
+_STAGED_NAMES = ("shardmill", "shardmill.transform", "shardmill.__version__")
 
 _NOT_LISTED = {"shardmill", "cloudpickle", "__main__", "__mp_main__", *sys.stdlib_module_names}
 _COMPILED = tuple(importlib.machinery.EXTENSION_SUFFIXES)
@@ -52,11 +52,11 @@ def is_own_name(name: str) -> bool | None:
     return _are_own(spec.submodule_search_locations or ())
 
 
-def is_staged(module_name: str) -> bool:
-    """False for modules of this package that do not exist where functions run."""
-    if _top(module_name) != "shardmill" or module_name == "shardmill":
+def is_staged(name: str) -> bool:
+    """False for modules and names of this package that do not exist where functions run."""
+    if _top(name) != "shardmill" or name in _STAGED_NAMES:
         return True
-    return module_name.startswith(STAGED)
+    return f"{name}.".startswith(tuple(f"{module}." for module in _STAGED))
 
 
 def installed_names(module_names: Iterable[str]) -> tuple[str, ...]:

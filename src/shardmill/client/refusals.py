@@ -97,14 +97,14 @@ def check_may_leave(value: object, place: Place) -> None:
         raise refuse(place, f"a {kind.__name__}", _BEFORE)
 
 
-def check_is_there(module_name: str, place: Place) -> None:
+def check_is_there(name: str, place: Place) -> None:
     """Refuse what is imported from parts of this package that do not exist where functions run.
 
     Raises:
-        CannotShip: Names the module.
+        CannotShip: Names it.
     """
-    if not is_staged(module_name):
-        text = f"{place} is of {module_name}, which does not exist where functions run; {_BEFORE}"
+    if not is_staged(name):
+        text = f"{place} needs {name}, which does not exist where functions run; {_BEFORE}"
         raise CannotShip(text + _way_to(place))
 
 

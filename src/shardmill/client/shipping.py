@@ -159,7 +159,7 @@ def _check_import(name: str, directory: Path, where: str) -> None:
             f"{where} imports {name.strip('.')}, another file of yours, and a file goes alone; put what it needs into "
             "one file, or register the function from Python, which takes your modules along"
         )
-    if name not in ("shardmill.transform", "shardmill.__version__") and not is_staged(name):
+    if not is_staged(name):
         raise CannotShip(
             f"{where} imports {name}, which does not exist where functions run; import it below "
             'if __name__ == "__main__":'
