@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from shardmill.cli import trying
+from shardmill.cli import results, trying
 from shardmill.cli.locations import EndpointOption, EpochOption, Options, SeedOption, connect, locate
 from shardmill.cli.objects import read_samples
 from shardmill.cli.output import JsonOption, print_document, print_json, print_table, say, size_text, time_text
@@ -15,6 +15,8 @@ from shardmill.core.errors import BadRequest, MemberNotFound, TransformFailed
 from shardmill.core.specs import Spec
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Register functions, try them, see how they fare.")
+
+app.add_typer(results.app, name="results")
 
 FunctionArgument = Annotated[str, typer.Argument(metavar="FILE.py:FUNC", help="The file is not run here.")]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME[@DIGEST]", help="Without a digest: its newest version.")]

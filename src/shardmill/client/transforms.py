@@ -17,6 +17,8 @@ from shardmill.core.api import (
     Code,
     ErrorBody,
     Failures,
+    RemovedResults,
+    Results,
     TransformDetails,
     TransformInfo,
     TransformRequest,
@@ -233,6 +235,43 @@ class TransformsHandle:
         with self._transport.request("GET", "/api/transforms/errors", query=given) as answer:
             return msgspec.json.decode(answer.read_all(), type=Failures)
 
+    def results(
+        self, transform: str | None = None, *, bucket: str | None = None, key: str | None = None, limit: int = 1000
+    ) -> Results:
+        """Finished transformed objects that the node keeps and that match all that is given, the last used first.
+
+        Args:
+            transform: A name, `name@digits` or a whole spec, whose options do not matter.
+            bucket: `provider://name`.
+            key: Of the object that was transformed.
+            limit: At most so many; the totals count all.
+        """
+        query = {**_result_query(transform, bucket, key), "limit": str(limit)}
+        with self._transport.request("GET", "/api/results", query=query) as answer:
+            return msgspec.json.decode(answer.read_all(), type=Results)
+
+    def remove_results(
+        self,
+        transform: str | None = None,
+        *,
+        bucket: str | None = None,
+        key: str | None = None,
+        everything: bool = False,
+    ) -> RemovedResults:
+        """Remove kept results that match all that is given; the next reader has them made again.
+
+        Args:
+            transform: As in `results`, like bucket and key.
+            bucket: `provider://name`.
+            key: Of the object that was transformed.
+            everything: All that the node keeps, with nothing else given.
+        """
+        query = _result_query(transform, bucket, key)
+        if everything:
+            query["all"] = "true"
+        with self._transport.request("DELETE", "/api/results", query=query) as answer:
+            return msgspec.json.decode(answer.read_all(), type=RemovedResults)
+
     def statistics(self, name: str) -> TransformStatistics:
         """Totals of a version since the node started."""
         return self.get(name).statistics
@@ -301,6 +340,15 @@ def _read_registration(answer: Answer, progress: Callable[[str], None] | None) -
         else:
             return msgspec.convert(event.get("transform", event), TransformInfo)
     raise BadRequest("the node ended its answer to the registration without a result; register again")
+
+
+def _result_query(transform: str | None, bucket: str | None, key: str | None) -> dict[str, str]:
+    query = {
+        "transform": None if transform is None else _version_of(transform),
+        "bucket": None if bucket is None else str(Bucket.parse(bucket)),
+        "key": key,
+    }
+    return {name: value for name, value in query.items() if value is not None}
 
 
 def _transform_path(name: str) -> str:

@@ -185,6 +185,53 @@ class Failures(msgspec.Struct, frozen=True):
     """All that matched; the first 100 of a version are kept in full, later ones only counted."""
 
 
+class ResultInfo(msgspec.Struct, frozen=True):
+    """One kept result: a transformed object, finished."""
+
+    key: str
+    """64 hex digits over what decides its bytes."""
+    transform: str
+    """`name@` + 12 digits (+ `,args=`)."""
+    spec: str
+    """As in its URLs, without `k`."""
+    bucket: str
+    object: str
+    """Key of the object that was transformed."""
+    version: str
+    """Its source version."""
+    environment: str
+    size: int
+    etag: str
+    made: float
+    used: float
+    """Of the last reader who opened it."""
+    scratch: bool
+    """Kept for a while only, unless a second reader comes."""
+    readers: int
+    """Who have it open now; as long as there is one it is not evicted."""
+
+
+class Results(msgspec.Struct, frozen=True):
+    """`GET /api/results`: those that match, the last used first."""
+
+    results: list[ResultInfo]
+    total: int
+    """All that match, those beyond `limit` included."""
+    bytes: int
+    """Of all that match."""
+    used: int
+    """Bytes that all results and those in the making take."""
+    capacity: int
+    """Bytes that they may take; 0 where none are kept."""
+
+
+class RemovedResults(msgspec.Struct, frozen=True):
+    """`DELETE /api/results`."""
+
+    removed: int
+    bytes: int
+
+
 class EnvironmentInfo(msgspec.Struct, frozen=True):
     name: str
     state: Literal["cold", "starting", "warm", "failed"]

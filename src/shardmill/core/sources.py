@@ -178,9 +178,14 @@ class ResultEntry:
     key: str
     size: int
     """Bytes of payload."""
+    etag: str
+    made: float
+    """Unix time."""
     used: float
     """Unix time of the last opening."""
     is_scratch: bool
+    readers: int
+    """Who have it open."""
     facts: Mapping[str, str]
 
 
@@ -189,11 +194,20 @@ class ResultStatistics:
     """Disk use of results."""
 
     count: int
-    used: int
-    """Bytes, spools that grow included."""
+    scratch: int
+    """Of these, kept for a while only."""
+    kept: int
+    """Bytes of results."""
+    spooling: int
+    """Bytes of spools that grow."""
     capacity: int
     evicted: int
     """Results since the start."""
+
+    @property
+    def used(self) -> int:
+        """Bytes of the quota."""
+        return self.kept + self.spooling
 
 
 @dataclass(frozen=True, slots=True)

@@ -244,6 +244,7 @@ class Engine:
             {"running": self.runs.going_on, **self.runs.outcomes},
             self.pool.count_by_environment(),
             self.results.statistics() if self.results is not None else None,
+            dict(self.runs.reads),
         )
 
     def _draw_seed(self) -> int:

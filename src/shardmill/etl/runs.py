@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from shardmill.core.errors import Busy, ShardmillError
 from shardmill.core.refs import ObjectRef
 from shardmill.core.sources import ResultFiles, Slice, Source, Spool
-from shardmill.core.specs import Spec
+from shardmill.core.specs import SPEC_DIGITS, Spec
 from shardmill.etl.environments import Environment
 from shardmill.etl.run import Run
 from shardmill.etl.spool import Follower
@@ -68,7 +68,7 @@ class Plan:
         """What is told of a kept result."""
         return {
             "transform": self.version.label,
-            "spec": str(self.spec),
+            "spec": str(replace(self.spec, digest=self.version.info.digest[:SPEC_DIGITS])),
             "bucket": str(self.ref.bucket),
             "object": self.ref.key,
             "version": self.source_version,
@@ -196,6 +196,8 @@ class Runs:
         self._failed: dict[str, tuple[float, ShardmillError, str]] = {}
         self.outcomes = {"ended": 0, "failed": 0, "abandoned": 0}
         """Runs since the start."""
+        self.reads = {"hit": 0, "joined": 0, "started": 0}
+        """Readers since the start, by what they were given: a finished result, a run of others, a run of their own."""
         self.ahead = {"prepared": 0, "used": 0, "unused": 0}
         """Runs that were begun before anybody asked."""
 
@@ -251,8 +253,10 @@ class Runs:
             opened = await self._find(plan, request_id, waits_for_all=waits_for_all)
             if opened is not None:
                 source.close()
+                self.reads["hit" if isinstance(opened, Finished) else "joined"] += 1
                 return opened
             running = self._start(plan, source, request_id)
+            self.reads["started"] += 1
         except BaseException:
             source.close()
             raise

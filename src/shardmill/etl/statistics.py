@@ -38,3 +38,5 @@ class EngineStatistics:
     """environment → worker processes now."""
     results: ResultStatistics | None
     """None: results are not kept."""
+    reads: dict[str, int]
+    """`hit` (a finished result), `joined` (a run of others) or `started` → readers of transformed objects."""

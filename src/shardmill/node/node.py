@@ -11,6 +11,7 @@ from shardmill.etl.engine import Engine
 from shardmill.node.access import Access
 from shardmill.node.ahead import LookAhead
 from shardmill.node.objects import Objects
+from shardmill.node.results import KeptResults
 from shardmill.node.settings import masked_settings
 from shardmill.node.shards import Shards
 from shardmill.node.transforms import Transforms
@@ -26,6 +27,7 @@ class Node:
     objects: Objects
     transforms: Transforms
     shards: Shards
+    results: KeptResults
 
     @classmethod
     @asynccontextmanager
@@ -69,7 +71,8 @@ class Node:
             )
             objects = Objects(buckets, access)
             ahead = await parts.enter_async_context(LookAhead(engine, objects, depth=config.transforms.look_ahead))
-            yield cls(config, objects, Transforms(engine, objects, access, ahead), Shards(engine, objects))
+            transforms = Transforms(engine, objects, access, ahead)
+            yield cls(config, objects, transforms, Shards(engine, objects), KeptResults(results, access))
 
     def describe(self) -> ConfigInfo:
         """The effective configuration, secrets masked."""

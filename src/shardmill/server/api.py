@@ -22,8 +22,10 @@ from shardmill.core.errors import BadRequest, ShardmillError, TooLarge, Unsuppor
 from shardmill.core.meta import ObjectMeta
 from shardmill.core.paths import parse_transformed_path
 from shardmill.core.refs import Bucket, ObjectRef, unquote_path
+from shardmill.core.specs import Spec
 from shardmill.node.node import Node
 from shardmill.node.objects import MAX_PAGE
+from shardmill.node.results import ResultFilter
 from shardmill.server.calls import Call
 from shardmill.server.errors import error_body, unexpected
 from shardmill.server.handing import hand_on
@@ -55,10 +57,8 @@ class Api:
         return web.Response(status=201)
 
     async def remove_bucket(self, call: Call) -> web.StreamResponse:
-        force = call.query("force").get("force", "false")
-        if force not in ("true", "false"):
-            raise BadRequest(f"force={force!r} is neither true nor false")
-        await self._objects.remove_bucket(call.principal, _bucket(call), force=force == "true")
+        force = _flag(call.query("force"), "force")
+        await self._objects.remove_bucket(call.principal, _bucket(call), force=force)
         return web.Response(status=204)
 
     async def objects(self, call: Call) -> web.StreamResponse:
@@ -99,6 +99,16 @@ class Api:
             request=query.get("request"),
         )
         return _json(found)
+
+    async def results(self, call: Call) -> web.StreamResponse:
+        query = call.query("transform", "bucket", "key", "limit")
+        found = self._node.results.list(call.principal, _filter(query), limit=_limit(query.get("limit")))
+        return _json(found)
+
+    async def remove_results(self, call: Call) -> web.StreamResponse:
+        query = call.query("transform", "bucket", "key", "all")
+        everything = _flag(query, "all")
+        return _json(await self._node.results.remove(call.principal, _filter(query), everything=everything))
 
     async def register(self, call: Call) -> web.StreamResponse:
         """201 new, 200 known; as JSON lines with progress when the client accepts them."""
@@ -198,6 +208,22 @@ def _named(call: Call) -> tuple[str, str | None, str | None]:
     name, _, digest = head.partition("@")
     args = next((option.removeprefix("args=") for option in options if option.startswith("args=")), None)
     return name, digest or None, args
+
+
+def _filter(query: dict[str, str]) -> ResultFilter:
+    transform, bucket = query.get("transform"), query.get("bucket")
+    return ResultFilter(
+        transform=None if transform is None else Spec.parse(transform),
+        bucket=None if bucket is None else Bucket.parse(bucket),
+        key=query.get("key"),
+    )
+
+
+def _flag(query: dict[str, str], name: str) -> bool:
+    text = query.get(name, "false")
+    if text not in ("true", "false"):
+        raise BadRequest(f"{name}={text!r} is neither true nor false")
+    return text == "true"
 
 
 def _limit(text: str | None) -> int:

@@ -63,6 +63,7 @@ class App:
             "/api/transforms": {"GET": api.transforms, "POST": api.register},
             "/api/transforms/errors": {"GET": api.failures},
             "/api/samples": {"POST": api.samples},
+            "/api/results": {"GET": api.results, "DELETE": api.remove_results},
             "/api/lookahead": {"POST": api.announce},
             "/api/config": {"GET": api.config},
             "/api/openapi.json": {"GET": api.openapi},

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from shardmill.core.sources import ResultStatistics
 from shardmill.node.transforms import Transforms
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -59,3 +60,26 @@ class _EngineCollector(Collector):
         for environment, count in statistics.workers.items():
             workers.add_metric([environment], count)
         yield workers
+        reads = CounterMetricFamily(
+            "shardmill_transformed_reads",
+            "Readers of transformed objects, by what they were given.",
+            labels=["outcome"],
+        )
+        for outcome, count in statistics.reads.items():
+            reads.add_metric([outcome], count)
+        yield reads
+        if statistics.results is not None:
+            yield from _of_results(statistics.results)
+
+
+def _of_results(results: ResultStatistics) -> Iterator[Metric]:
+    counts = GaugeMetricFamily("shardmill_results", "Kept results.", labels=["kind"])
+    counts.add_metric(["kept"], results.count - results.scratch)
+    counts.add_metric(["scratch"], results.scratch)
+    yield counts
+    sizes = GaugeMetricFamily("shardmill_results_bytes", "Disk that results take.", labels=["state"])
+    sizes.add_metric(["finished"], results.kept)
+    sizes.add_metric(["growing"], results.spooling)
+    yield sizes
+    yield GaugeMetricFamily("shardmill_results_capacity_bytes", "Disk that results may take.", results.capacity)
+    yield CounterMetricFamily("shardmill_results_evicted", "Results that left for others.", results.evicted)

@@ -36,6 +36,22 @@ OPERATIONS: tuple[_Operation, ...] = (
         ("transform", "bucket", "key", "request"),
     ),
     ("post", "/api/samples", "Count the samples of shards.", api.ShardNames, api.SampleCounts, ()),
+    (
+        "get",
+        "/api/results",
+        "List kept results, the last used first.",
+        None,
+        api.Results,
+        ("transform", "bucket", "key", "limit"),
+    ),
+    (
+        "delete",
+        "/api/results",
+        "Remove kept results; all=true for all of them.",
+        None,
+        api.RemovedResults,
+        ("transform", "bucket", "key", "all"),
+    ),
     ("post", "/api/lookahead", "Say what will be read soon, in order.", api.Announcement, None, ()),
     ("get", "/api/config", "The effective configuration.", None, api.ConfigInfo, ()),
 )

@@ -173,7 +173,16 @@ class ResultStore:
 
     def list(self) -> Sequence[ResultEntry]:
         return [
-            ResultEntry(key, entry.size, entry.used, entry.is_scratch, entry.trailer.user)
+            ResultEntry(
+                key,
+                entry.size,
+                entry.trailer.checksum,
+                entry.trailer.modified,
+                entry.used,
+                entry.is_scratch,
+                entry.leases,
+                entry.trailer.user,
+            )
             for key, entry in self._entries.items()
         ]
 
@@ -195,7 +204,8 @@ class ResultStore:
             await self.remove(old)
 
     def statistics(self) -> ResultStatistics:
-        return ResultStatistics(len(self._entries), self._kept + self._spooling, self._capacity, self._evicted)
+        scratch = sum(entry.is_scratch for entry in self._entries.values())
+        return ResultStatistics(len(self._entries), scratch, self._kept, self._spooling, self._capacity, self._evicted)
 
     async def count_free(self) -> int:
         """Bytes of the disk that results may still take; negative: they should give some back."""

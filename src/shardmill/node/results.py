@@ -1,0 +1,108 @@
+"""What a node does with a request for the results that it keeps: which there are, and removing them."""
+
+import builtins
+from dataclasses import dataclass
+
+from shardmill.core.api import RemovedResults, ResultInfo, Results
+from shardmill.core.errors import BadRequest
+from shardmill.core.refs import Bucket
+from shardmill.core.sources import ResultEntry, ResultFiles
+from shardmill.core.specs import SPEC_DIGITS, Spec
+from shardmill.node.access import Access, Principal
+
+MAX_RESULTS = 1000  # in one answer
+
+
+@dataclass(frozen=True, slots=True)
+class ResultFilter:
+    """Which results are meant; None: whatever it is."""
+
+    transform: Spec | None = None
+    """Name, and digits and `args` where given."""
+    bucket: Bucket | None = None
+    key: str | None = None
+    """Of the object that was transformed."""
+
+    @property
+    def is_empty(self) -> bool:
+        return self == ResultFilter()
+
+    def matches(self, result: ResultInfo) -> bool:
+        is_there = self.bucket is None or result.bucket == str(self.bucket)
+        return is_there and self.key in (None, result.object) and self._is_of(Spec.parse(result.transform))
+
+    def _is_of(self, version: Spec) -> bool:
+        wanted = self.transform
+        if wanted is None:
+            return True
+        digits = (wanted.digest or "")[:SPEC_DIGITS]
+        return (
+            wanted.name == version.name
+            and (version.digest or "").startswith(digits)
+            and wanted.args in (None, version.args)
+        )
+
+
+class KeptResults:
+    """Results of a node, with access checked.
+
+    Args:
+        files: Where they are kept; None: nowhere.
+        access: Who may do what.
+    """
+
+    def __init__(self, files: ResultFiles | None, access: Access) -> None:
+        self._files = files
+        self._access = access
+
+    def list(self, principal: Principal, wanted: ResultFilter, *, limit: int = MAX_RESULTS) -> Results:
+        """Those that match, the last used first; `limit` is cut to `MAX_RESULTS`."""
+        self._access.check(principal, "read", wanted.bucket)
+        if self._files is None:
+            return Results([], 0, 0, 0, 0)
+        found = self._find(wanted)
+        found.sort(key=lambda result: result.used, reverse=True)
+        statistics = self._files.statistics()
+        size = sum(result.size for result in found)
+        return Results(
+            found[: min(limit, MAX_RESULTS)], len(found), size, used=statistics.used, capacity=int(statistics.capacity)
+        )
+
+    async def remove(self, principal: Principal, wanted: ResultFilter, *, everything: bool) -> RemovedResults:
+        """Remove those that match; who has one open keeps it to its end, and the next reader makes it again.
+
+        Raises:
+            BadRequest: Nothing is said of which, and `everything` is False.
+        """
+        self._access.check(principal, "run", wanted.bucket)
+        if wanted.is_empty and not everything:
+            raise BadRequest("say which results: transform, bucket, key; or all=true for all there are")
+        if not wanted.is_empty and everything:
+            raise BadRequest("all=true goes with no transform, bucket or key")
+        if self._files is None:
+            return RemovedResults(0, 0)
+        keys = [result.key for result in self._find(wanted)]
+        return RemovedResults(len(keys), await self._files.remove(keys))
+
+    def _find(self, wanted: ResultFilter) -> builtins.list[ResultInfo]:
+        assert self._files is not None
+        return [result for entry in self._files.list() if wanted.matches(result := _info(entry))]
+
+
+def _info(entry: ResultEntry) -> ResultInfo:
+    facts = entry.facts
+    return ResultInfo(
+        key=entry.key,
+        transform=facts["transform"],
+        spec=facts["spec"],
+        bucket=facts["bucket"],
+        object=facts["object"],
+        version=facts["version"],
+        environment=facts["environment"],
+        size=entry.size,
+        etag=entry.etag,
+        made=entry.made,
+        used=entry.used,
+        scratch=entry.is_scratch,
+        readers=entry.readers,
+    )
