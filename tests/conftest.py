@@ -25,8 +25,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert list(directory.glob("imagenet-train-*.tar")), f"SHARDMILL_TEST_SHARDS={given} has no training shards"
         return directory
     directory = tmp_path_factory.mktemp("imagenet")
-    _write_shards(directory, "train", shards=4, samples=32)
-    _write_shards(directory, "val", shards=6, samples=8)
+    write_shards(directory, "train", shards=4, samples=32)
+    write_shards(directory, "val", shards=6, samples=8)
     return directory
 
 
@@ -90,7 +90,8 @@ def _descriptors() -> dict[str, str]:
     return found
 
 
-def _write_shards(directory: Path, kind: str, *, shards: int, samples: int) -> None:
+def write_shards(directory: Path, kind: str, *, shards: int, samples: int) -> None:
+    """Write `imagenet-{kind}-00000N.tar` of pictures made here."""
     import numpy as np
     import PIL.Image
 
