@@ -81,6 +81,7 @@ def test_every_layer_is_reported_and_active_where_the_kernel_has_it(worker: Driv
         "network": platform.machine() in ("x86_64", "aarch64"),
         "trace_scope": version >= 2,
         "signal_scope": version >= 6,
+        "read_only_files": version >= 3,
     }
     assert {name: active for name, active in reported.items() if name not in known} == expected
 
@@ -180,8 +181,45 @@ def test_other_processes_are_out_of_reach(worker: DrivenWorker, shard: Path) -> 
     assert found["own child"] is found["own environment"] is True
 
 
-def test_files_go_where_they_did_before(worker: DrivenWorker, shard: Path) -> None:
-    """The domain that keeps other processes out of reach restricts no file."""
+def test_nothing_outside_the_scratch_directory_can_be_written(
+    worker: DrivenWorker, shard: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine"
+    file.write_text("mine")
+    (tmp_path / "sub").mkdir()
+    actions = {
+        "write": f"open({str(file)!r}, 'r+').write('x')",
+        "append": f"open({str(file)!r}, 'a')",
+        "truncate": f"os.truncate({str(file)!r}, 0)",
+        "make": f"open({str(tmp_path / 'new')!r}, 'w')",
+        "make directory": f"os.mkdir({str(tmp_path / 'new')!r})",
+        "make pipe": f"os.mkfifo({str(tmp_path / 'new')!r})",
+        "link here": f"os.link({str(file)!r}, 'linked')",
+        "link there": f"os.link('own', {str(tmp_path / 'new')!r})",
+        "link symbolically": f"os.symlink('own', {str(tmp_path / 'new')!r})",
+        "move here": f"os.rename({str(file)!r}, 'moved')",
+        "move there": f"os.rename('own', {str(tmp_path / 'new')!r})",
+        "replace": f"os.replace('own', {str(file)!r})",
+        "remove": f"os.remove({str(file)!r})",
+        "remove directory": f"os.rmdir({str(tmp_path / 'sub')!r})",
+        "by a child": f"subprocess.run(['touch', {str(file)!r}, {str(tmp_path / 'new')!r}], capture_output=True).returncode",
+        "through a link": f"(os.symlink({str(file)!r}, 'sym'), open('sym', 'w'))",
+        "in another's scratch": "open(os.path.join(os.pardir, 'new'), 'w')",
+        "read": f"open({str(file)!r}).read()",
+        "null": "open(os.devnull, 'w').write('x')",
+        "temporary": "tempfile.TemporaryFile().write(b'x')",
+    }
+    found = tried(worker, shard, actions, "import os, subprocess, tempfile\nopen('own', 'w').write('own')")
+    assert [found.pop(name) for name in ("read", "null", "temporary")] == ["mine", 1, 1]
+    if landlock_version() >= 3:
+        assert found.pop("by a child") == 1
+        # OSError: linking between directories is EXDEV, at which programs copy, which is refused with EACCES.
+        assert {name: value for name, value in found.items() if value not in ("PermissionError", "OSError")} == {}
+        assert (file.read_text(), file.stat().st_nlink) == ("mine", 1)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "s.tar", "sub"]
+
+
+def test_files_move_freely_inside_the_scratch_directory(worker: DrivenWorker, shard: Path) -> None:
     setup = "import os\nos.makedirs('a')\nos.makedirs('b')\nopen('a/x', 'w').write('x')"
     actions = {
         "rename": "os.rename('a/x', 'b/x')",
@@ -192,36 +230,43 @@ def test_files_go_where_they_did_before(worker: DrivenWorker, shard: Path) -> No
     assert tried(worker, shard, actions, setup) == {"rename": None, "link": None, "read": "x", "node": None}
 
 
-SCOPE = """
+DOMAIN = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
-from shardmill.worker.limits import scope_processes
-found = scope_processes(int(sys.argv[2]))
-os.makedirs("a"); os.makedirs("b"); open("a/x", "w").close(); os.rename("a/x", "b/x")
+from shardmill.worker.limits import enter_domain
+os.mkdir("scratch")
+found = enter_domain(int(sys.argv[2]), "scratch")
+os.makedirs("scratch/a"); os.makedirs("scratch/b"); open("scratch/a/x", "w").close(); os.rename("scratch/a/x", "scratch/b/x")
 def allowed(action):
     try:
         action()
         return True
     except PermissionError:
         return False
-print(found, allowed(lambda: os.kill(os.getppid(), 0)), allowed(lambda: os.readlink(f"/proc/{os.getppid()}/fd/0")))
+print([name for name, active in found.items() if active])
+print(allowed(lambda: os.kill(os.getppid(), 0)))
+print(allowed(lambda: os.readlink(f"/proc/{os.getppid()}/fd/0")))
+print(allowed(lambda: open("other", "w").close()))
 """
 
 
 @pytest.mark.parametrize(
-    ("version", "expected"),
+    ("version", "layers", "can"),
     [
-        (0, "{'trace_scope': False, 'signal_scope': False} True True"),
-        (1, "{'trace_scope': False, 'signal_scope': False} True True"),
-        (2, "{'trace_scope': True, 'signal_scope': False} True False"),
-        (5, "{'trace_scope': True, 'signal_scope': False} True False"),
-        (6, "{'trace_scope': True, 'signal_scope': True} False False"),
+        (0, [], (True, True, True)),
+        (1, [], (True, True, True)),
+        (2, ["trace_scope"], (True, False, True)),
+        (3, ["trace_scope", "read_only_files"], (True, False, False)),
+        (5, ["trace_scope", "read_only_files"], (True, False, False)),
+        (6, ["trace_scope", "signal_scope", "read_only_files"], (False, False, False)),
     ],
 )
-def test_older_kernels_give_less_and_say_so(tmp_path: Path, version: int, expected: str) -> None:
+def test_older_kernels_give_less_and_say_so(
+    tmp_path: Path, version: int, layers: list[str], can: tuple[bool, bool, bool]
+) -> None:
     source = Path(__file__).parent.parent.parent / "src"
     # Without privileges of its own a process may enter a domain only once it has given up new ones.
-    script = f"import ctypes; ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)\n{SCOPE}"
+    script = f"import ctypes; ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)\n{DOMAIN}"
     command = [sys.executable, "-c", script, str(source), str(version)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.stdout.strip() == expected, done.stderr
+    assert done.stdout.splitlines() == [str(layers), *map(str, can)], done.stderr

@@ -1,5 +1,5 @@
 """What the kernel holds a worker to: resource limits, death with its parent, no new privileges, no network, no hold on
-other processes.
+other processes, no writing outside its scratch directory.
 
 Called in the child after fork and before any user code. Layers that this kernel lacks are reported, not pretended.
 """
@@ -22,6 +22,7 @@ LAYERS = (
     "no_capabilities",
     "trace_scope",
     "signal_scope",
+    "read_only_files",
 )
 """Names as reported; `doctor` lists those that are not active."""
 
@@ -45,9 +46,15 @@ _CAPABILITY_VERSION_3 = 0x20080522
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _CREATE_RULESET_VERSION = 1
 _RULE_PATH_BENEATH = 1
+_ACCESS_FS_WRITE_FILE = 1 << 1
+_ACCESS_FS_CHANGE_DIRECTORY = 0x1FF << 4  # removing, and making whatever kind
 _ACCESS_FS_REFER = 1 << 13
+_ACCESS_FS_TRUNCATE = 1 << 14
 _SCOPE_SIGNAL = 1 << 1
 _EACCES = 13
+
+# What may be written beside the scratch directory: it holds nothing of anybody's, except memory that processes share.
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/shm")
 
 
 def _prctl(option: int, argument: int) -> bool:
@@ -68,12 +75,13 @@ def adopt_orphans() -> bool:
     return _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
-def confine(parent: int, memory: int) -> dict[str, bool]:
+def confine(parent: int, memory: int, scratch: str) -> dict[str, bool]:
     """Apply all layers to this process.
 
     Args:
         parent: Pid that must still be the parent.
         memory: Bytes of data (RLIMIT_DATA; address space says nothing for numerical libraries).
+        scratch: The directory that it may write to.
 
     Returns:
         Layer → active.
@@ -88,7 +96,7 @@ def confine(parent: int, memory: int) -> dict[str, bool]:
     layers["no_new_privileges"] = _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     layers["network"] = _refuse_sockets() or _leave_network()
     layers["no_capabilities"] = _drop_capabilities()
-    return layers | scope_processes(landlock_version())
+    return layers | enter_domain(landlock_version(), scratch)
 
 
 def _limit(kind: int, value: int) -> bool:
@@ -147,38 +155,55 @@ def landlock_version() -> int:
     return max(0, _call(_CREATE_RULESET, None, 0, _CREATE_RULESET_VERSION))
 
 
-def scope_processes(version: int) -> dict[str, bool]:
-    """Enter a Landlock domain: neither memory nor environment of processes outside can be read, nor signals sent there.
+def enter_domain(version: int, scratch: str) -> dict[str, bool]:
+    """Enter a Landlock domain, which no program started from here on leaves.
 
-    The domain restricts nothing else. The node and its zygotes run as the same user, so file modes are no hindrance.
+    Neither memory nor environment of processes outside can be read, nor signals sent there; and no file outside
+    `scratch` can be changed, made, moved, linked or removed. All run as one user, so file modes are no hindrance.
+    One domain for all: one that says nothing of files would keep them from being moved inside `scratch`, too.
 
     Args:
-        version: Of Landlock's interface; signals need 6 (Linux 6.12), the rest 2 (Linux 5.19).
+        version: Of Landlock's interface: signals need 6 (Linux 6.12), files 3 (Linux 6.2; before, they can be truncated
+            by name), the rest 2 (Linux 5.19).
+        scratch: A directory.
 
     Returns:
-        `trace_scope` and `signal_scope` → active.
+        `trace_scope`, `signal_scope` and `read_only_files` → active.
     """
-    if version >= 6:
-        active = _enter_domain(struct.pack("=QQQ", 0, 0, _SCOPE_SIGNAL), None)
-        return {"trace_scope": active, "signal_scope": active}
-    # A domain has to restrict something: moving files between directories, which is then allowed everywhere.
-    active = version >= 2 and _enter_domain(struct.pack("=Q", _ACCESS_FS_REFER), _ACCESS_FS_REFER)
-    return {"trace_scope": active, "signal_scope": False}
+    file = _ACCESS_FS_WRITE_FILE | _ACCESS_FS_TRUNCATE
+    every = file | _ACCESS_FS_CHANGE_DIRECTORY | _ACCESS_FS_REFER
+    if version >= 3:
+        devices = {path: every if os.path.isdir(path) else file for path in _DEVICES if os.path.exists(path)}
+        attributes = struct.pack("=QQQ", every, 0, _SCOPE_SIGNAL) if version >= 6 else struct.pack("=Q", every)
+        active = _restrict(attributes, {**devices, scratch: every})
+    else:
+        # A domain has to restrict something: moving files between directories, which is then allowed everywhere.
+        active = version == 2 and _restrict(struct.pack("=Q", _ACCESS_FS_REFER), {"/": _ACCESS_FS_REFER})
+    return {
+        "trace_scope": active,
+        "signal_scope": active and version >= 6,
+        "read_only_files": active and version >= 3,
+    }
 
 
-def _enter_domain(attributes: bytes, allowed_everywhere: int | None) -> bool:
+def _restrict(attributes: bytes, allowed: dict[str, int]) -> bool:
+    """Restrict this process from now on.
+
+    Args:
+        attributes: What the domain handles, as Landlock's structure.
+        allowed: Path → of that what is allowed below it all the same.
+    """
     ruleset = _call(_CREATE_RULESET, attributes, len(attributes), 0)
     if ruleset < 0:
         return False
     try:
-        if allowed_everywhere is not None:
-            root = os.open("/", os.O_PATH)
+        for path, access in allowed.items():
+            place = os.open(path, os.O_PATH)
             try:
-                rule = struct.pack("=Qi", allowed_everywhere, root)
-                if _call(_ADD_RULE, ruleset, _RULE_PATH_BENEATH, rule, 0) < 0:
+                if _call(_ADD_RULE, ruleset, _RULE_PATH_BENEATH, struct.pack("=Qi", access, place), 0) < 0:
                     return False
             finally:
-                os.close(root)
+                os.close(place)
         return _call(_RESTRICT_SELF, ruleset, 0) == 0
     finally:
         os.close(ruleset)

@@ -151,7 +151,7 @@ class Zygote:
                 os.close(descriptor)
             self._connection.sock.close()
             _enter_scratch(head["scratch"])
-            layers = limits.confine(parent, head["memory"])
+            layers = limits.confine(parent, head["memory"], head["scratch"])
             layers |= {"own_session": True, "empty_environment": True, "scratch_directory": True}
             status = serve(socket.socket(fileno=sock), arena, head["arena"], layers)
         finally:
