@@ -202,12 +202,9 @@ def _bucket(call: Call) -> Bucket:
 
 
 def _named(call: Call) -> tuple[str, str | None, str | None]:
-    """Name, digest and hash of arguments of `/api/transforms/NAME[@DIGEST[,args=HASH]]`."""
-    text = unquote_path(call.path.removeprefix("/api/transforms/"))
-    head, *options = text.split(",")
-    name, _, digest = head.partition("@")
-    args = next((option.removeprefix("args=") for option in options if option.startswith("args=")), None)
-    return name, digest or None, args
+    """Name, digest and hash of arguments of `/api/transforms/SPEC`; what else a spec may say is not of the version."""
+    spec = Spec.parse(unquote_path(call.path.removeprefix("/api/transforms/")))
+    return spec.name, spec.digest, spec.args
 
 
 def _filter(query: dict[str, str]) -> ResultFilter:

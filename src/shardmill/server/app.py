@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from aiohttp import web
@@ -74,6 +74,11 @@ class App:
             "/api/buckets/": {"PUT": api.create_bucket, "DELETE": api.remove_bucket},
             "/api/transforms/": {"GET": api.transform, "DELETE": api.remove_transform},
         }
+
+    @property
+    def routes(self) -> Mapping[str, Collection[str]]:
+        """Path → methods; a path that ends in a slash stands for all below it."""
+        return {**self._exact, **self._below}
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """The outermost handler: every answer, count and log line of a request comes from here."""

@@ -27,6 +27,9 @@ class Metrics:
             "shardmill_bytes", "Body bytes received and sent.", ["route", "direction"], registry=self._registry
         )
         self._registry.register(_EngineCollector(transforms))
+        # Of stores that are fetched from; a node whose buckets are its own disk has none to count.
+        Counter("shardmill_origin_bytes", "Bytes fetched from origins.", ["bucket"], registry=self._registry)
+        Counter("shardmill_origin_requests", "Answers of origins.", ["bucket", "status"], registry=self._registry)
 
     def count(self, route: str, status: str, *, received: int, sent: int) -> None:
         """One request is done; status `cut` is an answer that failed after its head."""

@@ -24,7 +24,14 @@ OPERATIONS: tuple[_Operation, ...] = (
         ("bucket", "prefix", "delimiter", "after", "limit"),
     ),
     ("get", "/api/transforms", "List the transforms.", None, api.Transforms, ()),
-    ("post", "/api/transforms", "Register a version.", api.TransformRequest, api.TransformInfo, ()),
+    (
+        "post",
+        "/api/transforms",
+        "Register a version. To who accepts application/x-ndjson: lines of progress, then transform or error.",
+        api.TransformRequest,
+        api.TransformInfo,
+        (),
+    ),
     ("get", "/api/transforms/{name}", "Show one version.", None, api.TransformDetails, ()),
     ("delete", "/api/transforms/{name}", "Remove one version, or all of a name.", None, None, ()),
     (
@@ -54,11 +61,16 @@ OPERATIONS: tuple[_Operation, ...] = (
     ),
     ("post", "/api/lookahead", "Say what will be read soon, in order.", api.Announcement, None, ()),
     ("get", "/api/config", "The effective configuration.", None, api.ConfigInfo, ()),
+    ("get", "/api/openapi.json", "This document.", None, None, ()),
 )
 
-DATA_PATHS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+OTHER_PATHS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("/o/{provider}/{bucket}/{key}", "An object.", ("get", "head", "put", "delete")),
     ("/t/{provider}/{bucket}/{path}", "A transformed object: [DIRS/]SPEC~FILE.", ("get", "head")),
+    ("/", "A page for people.", ("get",)),
+    ("/healthz", "200 while the process answers.", ("get",)),
+    ("/readyz", "200 while new work is begun.", ("get",)),
+    ("/metrics", "Counters in Prometheus' text format.", ("get",)),
 )
 
 
@@ -72,7 +84,7 @@ def document() -> bytes:
     paths: dict[str, dict[str, object]] = {}
     for method, path, what, body, answer, query in OPERATIONS:
         paths.setdefault(path, {})[method] = _operation(path, what, body, answer, query)
-    for path, what, methods in DATA_PATHS:
+    for path, what, methods in OTHER_PATHS:
         for method in methods:
             paths.setdefault(path, {})[method] = _operation(path, what, None, None, ())
     return msgspec.json.encode(
