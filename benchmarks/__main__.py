@@ -7,7 +7,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import objects, transforms
+from benchmarks import ahead, objects, transforms
 from benchmarks.table import Row, markdown
 from shardmill.config import available_cores
 
@@ -29,18 +29,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--shards", type=Path, default=os.environ.get("SHARDMILL_TEST_SHARDS"))
     parser.add_argument("--torch", type=Path, help="an interpreter with torchvision, measured too")
-    parser.add_argument("--only", choices=("transforms", "objects"))
+    parser.add_argument("--only", choices=("transforms", "ahead", "objects"))
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
     arguments = parser.parse_args()
 
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="shardmill-bench-") as scratch:
         directory = Path(scratch)
-        if arguments.only != "objects":
+        if arguments.only in (None, "transforms"):
             shards = _shards(arguments.shards)
             for setting in transforms.settings_for(shards, arguments.torch):
                 rows += transforms.measure(setting, arguments.rounds)
-        if arguments.only != "transforms":
+        if arguments.only in (None, "ahead"):
+            rows += ahead.measure(_shards(arguments.shards, "val", 6), arguments.rounds)
+        if arguments.only in (None, "objects"):
             rows += objects.measure(directory, arguments.rounds)
     text = markdown(rows)
     print(text)
@@ -56,12 +58,12 @@ def main() -> None:
         PAGE.write_text(f"{head}{text}\n", encoding="utf-8")
 
 
-def _shards(given: Path | None) -> list[Path]:
+def _shards(given: Path | None, kind: str = "train", count: int = 2) -> list[Path]:
     if given is None:
         raise SystemExit("name a directory of JPEG shards (jpg and cls): --shards DIR")
-    paths = sorted(Path(given).glob("*train*.tar"))[:2]
+    paths = sorted(Path(given).glob(f"*{kind}*.tar"))[:count]
     if not paths:
-        raise SystemExit(f"{given} has no *train*.tar")
+        raise SystemExit(f"{given} has no *{kind}*.tar")
     return paths
 
 
