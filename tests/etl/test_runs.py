@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from shardmill.core.errors import Busy, ShardmillError, TransformFailed
@@ -55,7 +56,7 @@ async def plan_for(engine: Engine, version: Version, shard: Path, options: str) 
     source = FileSource(shard)
     # Another file behind the name is another version, as it is of a real store.
     status = os.stat(shard)
-    source.meta = replace(source.meta, version=f"{status.st_size}-{status.st_mtime_ns}")
+    source.meta = msgspec.structs.replace(source.meta, version=f"{status.st_size}-{status.st_mtime_ns}")
     return await engine.plan(version, source.meta, REF, Spec.parse(f"{version.label}{options}")), source
 
 

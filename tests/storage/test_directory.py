@@ -402,7 +402,7 @@ def test_a_walk_from_any_key_is_the_sorted_rest(tmp_path: Path, paths: list[str]
         patch.setattr(walks, "WINDOW", window)
         walk = Walk(Tree(os.fsencode(root), follows=False), is_hidden=lambda _: False)
         for _ in range(2):
-            found = [key.decode() for key, load in walk.seek(bound.encode()) if load() is not None]
+            found = [key.decode() for key, at in walk.seek(bound.encode()) if walk.status(at) is not None]
             assert found == [key for key in in_order(present) if key.encode() >= bound.encode()]
 
 

@@ -31,7 +31,7 @@ class Buckets(msgspec.Struct, frozen=True):
     buckets: list[BucketInfo]
 
 
-class ObjectInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+class ObjectInfo(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     key: str
     size: int
     modified: float

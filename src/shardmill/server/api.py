@@ -190,7 +190,8 @@ def _json(value: object, *, status: int = 200) -> web.Response:
 
 
 def _info(meta: ObjectMeta) -> ObjectInfo:
-    return ObjectInfo(meta.key, meta.size, meta.modified, meta.etag, meta.checksum, dict(meta.user))
+    user = dict(meta.user) if meta.user else {}
+    return ObjectInfo(meta.key, meta.size, meta.modified, meta.etag, meta.checksum, user)
 
 
 def _bucket(call: Call) -> Bucket:

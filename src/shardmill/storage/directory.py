@@ -12,12 +12,13 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
+
+import msgspec
 
 from shardmill.core.conditions import Conditions
 from shardmill.core.errors import BadRequest, Conflict, ObjectNotFound, PreconditionFailed, ServerError, ShardmillError
@@ -31,7 +32,7 @@ from shardmill.storage.steps import finish, opened
 from shardmill.storage.trailer import BLOCK, Hasher
 from shardmill.storage.tree import RootGone, Tree
 from shardmill.storage.uploads import receive
-from shardmill.storage.walk import Walk
+from shardmill.storage.walk import Found, Walk
 
 Links = Literal["refuse", "follow"]
 Value = TypeVar("Value")
@@ -42,8 +43,7 @@ TEMPORARY = b".shardmill-"
 _USER = "user.shardmill.meta"  # extended attribute with user metadata, JSON
 
 
-@dataclass(frozen=True, slots=True)
-class _Version:
+class _Version(NamedTuple):
     size: int
     mtime_ns: int
     ctime_ns: int
@@ -64,8 +64,9 @@ class _Version:
         return self.ctime_ns == now.ctime_ns or self.links != now.links
 
     def meta(self, key: str, user: Mapping[str, str]) -> ObjectMeta:
-        etag = blake2b(str(self).encode(), digest_size=16).hexdigest()
-        return ObjectMeta(key, self.size, etag, str(self), self.mtime_ns / 1e9, None, user)
+        version = str(self)
+        etag = blake2b(version.encode(), digest_size=16).hexdigest()
+        return ObjectMeta(key, self.size, etag, version, self.mtime_ns / 1e9, None, user)
 
 
 class DirectorySource:
@@ -121,7 +122,9 @@ class DirectoryStore:
     async def list(self, *, prefix: str, delimiter: str, after: str, limit: int) -> ListPage:
         def read() -> ListPage:
             with disk_errors(str(self.bucket)):
-                return list_page(self._seek, prefix=prefix, delimiter=delimiter, after=after, limit=limit)
+                return list_page(
+                    self._walk.seek, self._listed, prefix=prefix, delimiter=delimiter, after=after, limit=limit
+                )
 
         return await self._in_thread(read)
 
@@ -165,7 +168,9 @@ class DirectoryStore:
             if conditions.judge_write(etag, modified) == "failed":
                 raise PreconditionFailed(f"{self.bucket}/{key} does not meet the conditions; it is unchanged")
             meta = await self._in_thread(upload.commit, key, user, self._is_durable)
-            return Stored(replace(meta, checksum=f"xxh3:{upload.hasher.checksum}"), created=current is None)
+            return Stored(
+                msgspec.structs.replace(meta, checksum=f"xxh3:{upload.hasher.checksum}"), created=current is None
+            )
 
     def _names(self, key: str) -> Sequence[bytes]:
         """A key as names below the root.
@@ -210,15 +215,18 @@ class DirectoryStore:
         source.close()
         return source.meta
 
+    def _listed(self, key: bytes, found: Found) -> ObjectMeta | None:
+        """Metadata of a listed file; user metadata costs a call more and is left to HEAD."""
+        status = self._walk.status(found)
+        if status is None or not stat.S_ISREG(status.st_mode):
+            return None
+        return _Version.of(status).meta(key.decode(), {})
+
     def _unlink(self, key: str) -> None:
         try:
             self._tree.unlink(self._names(key), sync=self._is_durable)
         except OSError as error:
             raise self._not_opened(error, key) from None
-
-    def _seek(self, bound: bytes) -> Iterator[tuple[bytes, Callable[[], ObjectMeta | None]]]:
-        for key, load in self._walk.seek(bound):
-            yield key, lambda key=key, load=load: _listed(key, load())  # type: ignore[misc]  # bound at once
 
     async def _in_thread(self, call: Callable[..., Value], *arguments: object) -> Value:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
@@ -325,13 +333,6 @@ def _sweep_upload(name: str, root: int) -> None:
             os.unlink(name, dir_fd=root)
         finally:
             os.close(descriptor)
-
-
-def _listed(key: bytes, status: os.stat_result | None) -> ObjectMeta | None:
-    """Metadata of a listed file; user metadata costs a call more and is left to HEAD."""
-    if status is None or not stat.S_ISREG(status.st_mode):
-        return None
-    return _Version.of(status).meta(key.decode(), {})
 
 
 def _read_user(descriptor: int) -> dict[str, str]:

@@ -44,7 +44,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _STATE = "state.json"
 
 
-class Entry(msgspec.Struct, frozen=True, array_like=True):
+class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One object as listings show it."""
 
     key: str
@@ -183,10 +183,17 @@ class Index:
         if not self.is_complete:
             raise Busy("the listing is being rebuilt; objects can be read", retry_after=RETRY_SECONDS)
 
+        decode = self._decoder.decode
+
         def read() -> ListPage:
             try:
                 return list_page(
-                    lambda bound: self._seek(store, bound), prefix=prefix, delimiter=delimiter, after=after, limit=limit
+                    lambda bound: self._seek(store, bound),
+                    lambda _, value: decode(value).meta,
+                    prefix=prefix,
+                    delimiter=delimiter,
+                    after=after,
+                    limit=limit,
                 )
             except lmdb.ReadersFullError:
                 raise Busy("too many listings at once", retry_after=RETRY_SECONDS) from None
@@ -265,43 +272,42 @@ class Index:
         self._is_damaged = True
         return ServerError("the index is damaged; it is built anew when the node is started again")
 
-    def _seek(self, store: str, bound: bytes) -> Iterator[tuple[bytes, Callable[[], ObjectMeta | None]]]:
+    def _seek(self, store: str, bound: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Entries in order from `bound` on; keys that were cut at the same place are put in order here."""
         identity = bytes.fromhex(store)
         with self._env.begin() as transaction, transaction.cursor() as cursor:
-            is_there = cursor.set_range(identity + bound[:_CUT])
-            while is_there and (name := cursor.key())[:_ID] == identity:
-                if len(name) == _MAX_KEY:
-                    stem = name[:-_TIE]
-                    yield from self._seek_tied(transaction, stem, bound)
-                    is_there = cursor.set_range(stem + b"\xff" * (_TIE + 1))
-                    continue
-                key = name[_ID:]
-                if key >= bound:
-                    value = cursor.value()
-                    yield key, lambda value=value: self._decoder.decode(value).meta  # type: ignore[misc]  # bound at once
-                is_there = cursor.next()
+            start: bytes | None = identity + bound[:_CUT]
+            while start is not None and cursor.set_range(start):
+                start = None
+                for name, value in cursor:
+                    if name[:_ID] != identity:
+                        return
+                    if len(name) == _MAX_KEY:
+                        stem = name[:-_TIE]
+                        yield from self._seek_tied(transaction, stem, bound)
+                        start = stem + b"\xff" * (_TIE + 1)
+                        break
+                    key = name[_ID:]
+                    if key >= bound:
+                        yield key, value
 
-    def _seek_tied(
-        self, transaction: lmdb.Transaction, stem: bytes, bound: bytes
-    ) -> Iterator[tuple[bytes, Callable[[], ObjectMeta | None]]]:
+    def _seek_tied(self, transaction: lmdb.Transaction, stem: bytes, bound: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Entries whose names were cut behind `stem`, in order, some at a time, so that memory is bounded."""
 
-        def read() -> Iterator[tuple[bytes, Entry]]:
+        def read() -> Iterator[tuple[bytes, bytes]]:
             with transaction.cursor() as cursor:
                 is_there = cursor.set_range(stem)
                 while is_there and cursor.key()[: len(stem)] == stem:
                     if len(cursor.key()) == _MAX_KEY:
-                        entry = self._decoder.decode(cursor.value())
-                        key = entry.key.encode()
+                        value = bytes(cursor.value())
+                        key = self._decoder.decode(value).key.encode()
                         if key >= bound:
-                            yield key, entry
+                            yield key, value
                     is_there = cursor.next()
 
         while True:
             some = heapq.nsmallest(_TIED, read(), key=lambda item: item[0])
-            for key, entry in some:
-                yield key, lambda entry=entry: entry.meta  # type: ignore[misc]  # bound at once
+            yield from some
             if len(some) < _TIED:
                 return
             bound = some[-1][0] + b"\0"

@@ -5,14 +5,20 @@ that sort after `after`. A rolled-up subtree is skipped by one seek, never walke
 """
 
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from shardmill.core.meta import ListPage, ObjectMeta
 
-Seek = Callable[[bytes], Iterator[tuple[bytes, Callable[[], ObjectMeta | None]]]]
-"""From the first key >= the bound on: keys in order, each with a call that gives its metadata (None: it is gone)."""
+Found = TypeVar("Found")
+
+Seek = Callable[[bytes], Iterator[tuple[bytes, Found]]]
+"""From the first key >= the bound on: keys in order, each with what `Load` makes its metadata from."""
+
+Load = Callable[[bytes, Found], ObjectMeta | None]
+"""Metadata of a key; None: it is gone. Asked for at once, before the next key is."""
 
 
-def list_page(seek: Seek, *, prefix: str, delimiter: str, after: str, limit: int) -> ListPage:
+def list_page(seek: Seek[Found], load: Load[Found], *, prefix: str, delimiter: str, after: str, limit: int) -> ListPage:
     """One page of at most `limit` entries."""
     if limit <= 0:
         return ListPage((), (), None)
@@ -23,7 +29,7 @@ def list_page(seek: Seek, *, prefix: str, delimiter: str, after: str, limit: int
     final = ""
     while bound is not None:
         jump: bytes | None = None
-        for key, load in seek(bound):
+        for key, found in seek(bound):
             if not key.startswith(start):
                 break
             cut = key.find(mark, len(start)) if mark else -1
@@ -38,7 +44,7 @@ def list_page(seek: Seek, *, prefix: str, delimiter: str, after: str, limit: int
                 prefixes.append(final)
                 jump = successor(common)
                 break
-            meta = load()
+            meta = load(key, found)
             if meta is not None:
                 objects.append(meta)
                 final = meta.key

@@ -24,6 +24,10 @@ _COARSE_TICK = 3_000_000_000  # ns; the same where times are whole seconds
 _SECOND = 1_000_000_000
 
 
+Found = tuple[bytes, int]
+"""A name and the descriptor of its folder, open until the next one is asked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Window:
     """Consecutive names of a folder in key order."""
@@ -49,14 +53,22 @@ class Walk:
         self._kept: OrderedDict[bytes, tuple[tuple[int, int, int], _Window]] = OrderedDict()
         self._kept_names = 0
 
-    def seek(self, bound: bytes) -> Iterator[tuple[bytes, Callable[[], os.stat_result | None]]]:
-        """Keys >= `bound` in order, each with a call that gives its status; valid until the next is asked for."""
+    def seek(self, bound: bytes) -> Iterator[tuple[bytes, Found]]:
+        """Keys >= `bound` in order, each with where it was found."""
         with self._tree.folder(()) as root:
             yield from self._below(root, b"", bound, frozenset())
 
+    def status(self, found: Found) -> os.stat_result | None:
+        """Of what was found; None: it has gone."""
+        name, folder = found
+        try:
+            return os.stat(name, dir_fd=folder, follow_symlinks=self._tree.follows)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
     def _below(
         self, folder: int, base: bytes, bound: bytes, above: frozenset[tuple[int, int]]
-    ) -> Iterator[tuple[bytes, Callable[[], os.stat_result | None]]]:
+    ) -> Iterator[tuple[bytes, Found]]:
         """What is below a folder; `base` is its own key with its slash, `above` are the folders that it is in."""
         status = os.fstat(folder)
         identity = (status.st_dev, status.st_ino)
@@ -72,7 +84,7 @@ class Walk:
                         if inner is not None:
                             yield from self._below(inner, key, bound, above | {identity})
             elif key >= bound:
-                yield key, lambda name=name: self._status(name, folder)  # type: ignore[misc]  # bound at once
+                yield key, (name, folder)
 
     @contextlib.contextmanager
     def _entered(self, name: bytes, folder: int) -> Iterator[int | None]:
@@ -86,21 +98,15 @@ class Walk:
         finally:
             os.close(inner)
 
-    def _status(self, name: bytes, folder: int) -> os.stat_result | None:
-        try:
-            return os.stat(name, dir_fd=folder, follow_symlinks=self._tree.follows)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-
     def _names_from(self, folder: int, base: bytes, low: bytes) -> Iterator[bytes]:
         """Names >= `low`, and before them the one of the directory that holds it."""
         window = self._window(folder, base, low)
         # The entry before the bound may be that directory.
-        yield from window.names[max(0, bisect_left(window.names, low) - 1) :]
+        yield from _rest(window.names, max(0, bisect_left(window.names, low) - 1))
         while not window.is_last:
             last = window.names[-1]
             window = self._window(folder, base, last)
-            yield from window.names[bisect_right(window.names, last) :]
+            yield from _rest(window.names, bisect_right(window.names, last))
 
     def _window(self, folder: int, base: bytes, low: bytes) -> _Window:
         """Names from `low` on, remembered as long as the folder does not change."""
@@ -162,6 +168,12 @@ class Walk:
             return name if entry.is_file(follow_symlinks=self._tree.follows) else None
         except (UnicodeDecodeError, OSError):
             return None
+
+
+def _rest(names: list[bytes], start: int) -> Iterator[bytes]:
+    """Without a copy: a page needs a thousand of what may be a hundred thousand."""
+    for position in range(start, len(names)):
+        yield names[position]
 
 
 def _is_before(name: bytes, low: bytes) -> bool:
