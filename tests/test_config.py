@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import re
 import sys
 import typing
@@ -300,3 +301,10 @@ def test_cores_are_those_that_this_process_may_use() -> None:
     assert 1 <= available_cores() <= 4096
     assert load_config(environ={}).transforms.worker_count == available_cores()
     assert load_config(environ={}, flags={"transforms": {"workers": 3}}).transforms.worker_count == 3
+
+
+def test_commands_are_looked_up_where_the_node_itself_looks() -> None:
+    assert load_config(environ={"PATH": "/opt/bin:/bin"}).transforms.commands == "/opt/bin:/bin"
+    assert load_config(environ={}).transforms.commands == os.defpath
+    given = {"PATH": "/opt/bin", "SHARDMILL_TRANSFORMS_COMMAND_PATH": "/srv/bin"}
+    assert load_config(environ=given).transforms.commands == "/srv/bin"

@@ -130,11 +130,22 @@ class TransformSettings:
     node_window: Size = _setting(Size(512 * MIB), "Bytes that all runs together may be ahead.")
     max_sample: Size = _setting(Size(1 << 30), "Largest output of one sample, bytes.")
     max_fan_out: int = _setting(100_000, "Most samples that one sample may become.")
+    max_object_output: Size = _setting(
+        Size(64 << 30), "Largest output of one object, of the kinds that work on whole objects, bytes."
+    )
     max_print: Size = _setting(Size(16 * MIB), "Most bytes a function may print per batch of samples.")
     max_runs: int = _setting(256, "Runs at once; beyond, 503.", least=1)
     look_ahead: int = _setting(1, "Shards of an announced list that are begun before they are asked for; 0: none.")
     idle_workers: Seconds = _setting(Seconds(60), "Seconds that an idle worker process is kept.")
     max_code: Size = _setting(Size(64 * MIB), "Largest function that can be registered, bytes.")
+    command_path: str = _setting(
+        "", "Where commands of kind `command` are looked up, like `PATH`; default: the node's own `PATH`."
+    )
+
+    @property
+    def commands(self) -> str:
+        """Where commands are looked up."""
+        return self.command_path or os.defpath
 
     @property
     def worker_count(self) -> int:
@@ -255,6 +266,8 @@ def load_config(
     )
     if config.server.data == Path():
         config = replace(config, server=replace(config.server, data=_default_data()))
+    if not config.transforms.command_path:
+        config = replace(config, transforms=replace(config.transforms, command_path=variables.get("PATH", "")))
     _check(config, problems)
     if problems:
         raise ConfigError(problems)

@@ -60,7 +60,7 @@ REQUEST: dict[str, Any] = {
     [
         {"sed": 1},
         {"name": None},
-        {"kind": "stream"},
+        {"kind": "video"},
         {"fields": "jpg"},
         {"args": []},
         {"code": {**REQUEST["code"], "extra": 1}},

@@ -6,20 +6,24 @@ import json
 import os
 import tarfile
 import textwrap
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from shardmill.config import Seconds, Size, TransformSettings
-from shardmill.core.api import Code, TransformRequest
+from shardmill.core.api import Code, Kind, TransformRequest
+from shardmill.core.commands import parse_argv
 from shardmill.core.meta import ObjectMeta
 from shardmill.core.refs import ObjectRef
 from shardmill.core.sources import InMemory, Slice
 from shardmill.core.specs import Spec
 from shardmill.etl.engine import Engine
 from shardmill.etl.runs import Reading
-from shardmill.etl.versions import Version
+from shardmill.etl.versions import Version, check_request
 
 REF = ObjectRef.parse("ais://shards/dir/shard-000000.tar")
 
@@ -73,10 +77,36 @@ def request_for(
     return TransformRequest(name=name, code=code, decoder=decoder)
 
 
+def object_request(source: str, kind: Kind = "bytes", **more: Any) -> TransformRequest:
+    """A registration of a function over whole objects."""
+    request = request_for(source, name=kind)
+    return msgspec.structs.replace(request, kind=kind, decoder=None, **more)
+
+
+def command_request(argv: Sequence[str], **more: Any) -> TransformRequest:
+    """A registration of a command line."""
+    payload = msgspec.json.encode(parse_argv(argv))
+    code = Code("command", payload, hashlib.sha256(payload).hexdigest(), python="")
+    return TransformRequest("command", code, "command", **more)
+
+
+async def register_request(engine: Engine, request: TransformRequest, *, probe: Path | None = None) -> Version:
+    """As the node does it."""
+    request = check_request(request, engine.settings.max_code)
+    source = FileSource(probe) if probe is not None else None
+    try:
+        probe_with = (source, str(REF)) if source is not None else None
+        info, _ = await engine.register(request, probe_with=probe_with, progress=lambda _: None)
+    finally:
+        if source is not None:
+            source.close()
+    return engine.versions.get(info.name, info.digest, Spec.parse(info.uuid).args)
+
+
 def settings_for(**values: float) -> TransformSettings:
     settings = TransformSettings(workers=2, sample_timeout=Seconds(20))
     kinds = {"sample_timeout": Seconds, "object_timeout": Seconds, "idle_workers": Seconds, "load_timeout": Seconds}
-    sizes = {"memory", "run_window", "node_window", "max_sample", "max_print"}
+    sizes = {"memory", "run_window", "node_window", "max_sample", "max_print", "max_object_output"}
     typed = {
         key: kinds[key](value) if key in kinds else Size(value) if key in sizes else int(value)
         for key, value in values.items()
@@ -116,7 +146,11 @@ async def open_reading(
     if seed is not None:
         spec = replace(spec, seed=seed)
     source = FileSource(shard)
-    plan = await engine.plan(version, source.meta, REF, spec)
+    try:
+        plan = await engine.plan(version, source.meta, REF, spec)
+    except BaseException:
+        source.close()
+        raise
     reading = await engine.runs.open(plan, source, request_id=request_id)
     assert isinstance(reading, Reading)
     try:

@@ -71,7 +71,7 @@ class DrivenWorker:
         payload = json.dumps(
             {"source": textwrap.dedent(source), "function": "transform", "filename": "/home/user/transform.py"}
         )
-        head = {"t": "load", "encoding": "source", "args": None, "decoder": decoder, "fields": None}
+        head = {"t": "load", "kind": "sample", "encoding": "source", "args": None, "decoder": decoder, "fields": None}
         self.connection.send({**head, "allow_pickle": allow_pickle, "probe": probe}, payload.encode())
         return self.receive()
 

@@ -165,12 +165,12 @@ def test_source_is_loaded_under_the_clients_name() -> None:
 def test_arguments_are_given_to_every_call() -> None:
     function = from_source("def transform(sample, factor, plus=0):\n    return sample * factor + plus\n")
     with pytest.raises(TypeError):
-        function(3)  # type: ignore[arg-type]  # stands for a sample
+        function(3)
     bound = from_source(
         "def transform(sample, factor, plus=0):\n    return sample * factor + plus\n",
         arguments={"factor": 2, "plus": 1},
     )
-    assert [bound(n) for n in (1, 2)] == [3, 5]  # type: ignore[arg-type]
+    assert [bound(n) for n in (1, 2)] == [3, 5]
 
 
 @pytest.mark.parametrize(

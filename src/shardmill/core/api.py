@@ -7,7 +7,9 @@ from typing import Literal
 
 import msgspec
 
-Kind = Literal["sample"]
+Kind = Literal["sample", "bytes", "stream", "command"]
+"""What a transform works on: `sample` on the samples of a shard; the others on a whole object, which a function gets as
+`bytes` or as files (`stream`), or a command line on its standard input."""
 
 
 class ErrorBody(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -49,12 +51,13 @@ class ObjectPage(msgspec.Struct, frozen=True):
 class Code(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A function as it travels: opaque to all but the worker."""
 
-    encoding: Literal["cloudpickle", "source"]
+    encoding: Literal["cloudpickle", "source", "command"]
     payload: bytes
+    """Of a command: its arguments as a JSON list."""
     form: str
     """64 hex digits: hash of the code's normal form."""
     python: str
-    """The client's Python minor, e.g. `3.11`."""
+    """The client's Python minor, e.g. `3.11`; empty for a command."""
     modules: list[str] = []
     """Top-level installed modules that the code imports."""
     label: str = ""
@@ -71,8 +74,10 @@ class TransformRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What WebDataset's `decode` would be given; None leaves fields as bytes."""
     fields: list[str] | None = None
     """Decode only these fields."""
+    by_path: bool = False
+    """Of kind `bytes`: the function gets the path of a file."""
     args: dict[str, object] | None = None
-    """Keyword arguments of the function, JSON."""
+    """Keyword arguments of the function, JSON; of a command, what its placeholders stand for."""
     environment: str | None = None
     allow_pickle: bool = False
     probe: str | None = None
@@ -128,6 +133,7 @@ class TransformInfo(msgspec.Struct, frozen=True):
     environment: str
     label: str
     created: float
+    by_path: bool = False
     args: dict[str, object] | None = None
     probe: ProbeReport | None = None
 

@@ -1,5 +1,6 @@
 """Work units between runs and workers, and the protocol by which a pool works for a run."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -50,6 +51,8 @@ class Failed:
     traceback: str | None
     fatal: bool = False
     """Not to be skipped: a cap was passed, or the shard changed."""
+    output: str | None = field(default=None, repr=False)
+    """The end of what a command wrote to its standard error."""
 
 
 Result = Out | Dropped | Failed
@@ -75,6 +78,22 @@ class StageSeconds:
     decode: float
     user: float
     encode: float
+
+
+@dataclass(slots=True)
+class Whole:
+    """A whole object in one worker's hands: what of it may be read, and how much may be given."""
+
+    size: int
+    """Bytes of the object."""
+    want: Callable[[int], None]
+    """Told up to where the worker wants to read."""
+    take: Callable[[list[Piece]], None]
+    """Given the output, in order."""
+    available: int = 0
+    """Bytes of the object that are in place."""
+    allowed: int = 0
+    """Bytes of output that may be given, from the first on; never falls for one worker."""
 
 
 class Work(Protocol):
@@ -118,6 +137,11 @@ class Work(Protocol):
 
     @property
     def source_descriptor(self) -> int: ...
+
+    @property
+    def whole(self) -> Whole | None:
+        """The object, if it is given to a worker as a whole; None: it is given in batches of samples."""
+        ...
 
     def has_batch(self) -> bool:
         """Whether `next_batch` would give one now."""

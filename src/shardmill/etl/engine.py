@@ -13,13 +13,18 @@ from pathlib import Path
 
 from shardmill.config import EnvironmentSettings, TransformSettings
 from shardmill.core.api import Code, FailureInfo, ProbeReport, TransformInfo, TransformRequest, TransformStatistics
-from shardmill.core.errors import TransformFailed
+from shardmill.core.errors import BadRequest, TransformFailed
 from shardmill.core.meta import ObjectMeta
 from shardmill.core.refs import ObjectRef
 from shardmill.core.sources import ResultFiles, Source
 from shardmill.core.specs import Spec
+from shardmill.etl.arenas import ARENA
 from shardmill.etl.environments import Environment, Environments
+from shardmill.etl.executables import identify_command
 from shardmill.etl.failures import FailureLog
+from shardmill.etl.object_probe import probe_object
+from shardmill.etl.object_run import ObjectRun
+from shardmill.etl.object_state import ObjectState
 from shardmill.etl.probe import SAMPLES, probe
 from shardmill.etl.run import Order, Run
 from shardmill.etl.run_state import RunState, SampleFailed
@@ -35,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 _INDEX_THREADS = 4
 _COUNT_STEP = 1024  # samples indexed in one visit to a thread, where nobody waits for the first
+_PLAIN = Spec("x")
 
 
 class Engine:
@@ -123,7 +129,7 @@ class Engine:
 
         Args:
             request: Checked.
-            probe_with: A shard to try samples of, and its URL for the function.
+            probe_with: A shard to try samples of, or an object to try as a whole, and its URL for the function.
             progress: Told what takes long.
 
         Returns:
@@ -145,7 +151,8 @@ class Engine:
         if failure is not None:
             raise TransformFailed(failure.message, traceback=failure.traceback)
         if probe_with is not None:
-            progress(f"trying {SAMPLES} samples of {probe_with[1]}")
+            what = f"{SAMPLES} samples of " if request.kind == "sample" else ""
+            progress(f"trying {what}{probe_with[1]}")
             report = await self._probe(version, environment, *probe_with)
             version = self._version(request, code, environment, report)
         is_new = await self.versions.add(version)
@@ -167,6 +174,7 @@ class Engine:
         Raises:
             EnvironmentUnfit, TransformFailed: The environment is gone, or does not start.
         """
+        _check_options(version, spec)
         environment = self.environment_of(version)
         probe = version.info.probe
         is_deterministic = probe is not None and probe.deterministic
@@ -180,6 +188,7 @@ class Engine:
             version=version,
             environment=environment,
             environment_id=await environment.identify(),
+            executable=await self._identify_command(version),
             ref=ref,
             spec=resolved,
             seed=spec.seed if spec.seed is not None else 0 if is_deterministic else self._draw_seed(),
@@ -189,14 +198,17 @@ class Engine:
             is_scratch=not is_deterministic and spec.epoch != 0,
         )
 
+    async def _identify_command(self, version: Version) -> str:
+        """What tells the command of a version from others of its name; empty if it is none."""
+        if version.info.kind != "command":
+            return ""
+        return await asyncio.to_thread(identify_command, version.code.payload, self.settings.commands)
+
     def _build_run(self, plan: Plan, source: Source, request_id: str) -> Run:
         def on_failure(failure: SampleFailed) -> None:
             self._record(plan, failure, request_id=request_id)
 
         spec = plan.spec
-        state = RunState(
-            policy=spec.errors, window=self._window(), lanes=self.pool.lanes, start=spec.start, count=spec.count
-        )
         order = Order(
             version=plan.version,
             environment=plan.environment,
@@ -210,6 +222,12 @@ class Engine:
             object_timeout=self.settings.object_timeout,
             spool_window=self._spool_window,
             on_failure=on_failure,
+        )
+        if plan.version.info.kind != "sample":
+            window = min(self._window(), ARENA // 2)
+            return ObjectRun(order, ObjectState(window=window, max_output=self.settings.max_object_output))
+        state = RunState(
+            policy=spec.errors, window=self._window(), lanes=self.pool.lanes, start=spec.start, count=spec.count
         )
         return SampleRun(order, state, self._threads)
 
@@ -261,6 +279,9 @@ class Engine:
         return Version(build_info(request, environment.name, report), code, request.allow_pickle)
 
     async def _probe(self, version: Version, environment: Environment, source: Source, url: str) -> ProbeReport:
+        if version.info.kind != "sample":
+            timeout = self.settings.object_timeout
+            return await probe_object(version, environment, source, url, self.pool, object_timeout=timeout)
         reader = ShardReader(source, self._threads)
         try:
             samples = await reader.advance(SAMPLES)
@@ -300,6 +321,16 @@ class Engine:
             }
             with contextlib.suppress(TransformFailed, TimeoutError):
                 await environment.zygote(sorted(modules))
+
+
+def _check_options(version: Version, spec: Spec) -> None:
+    """Refuse options about samples where there are none."""
+    kind = version.info.kind
+    if kind == "sample":
+        return
+    for name in ("start", "count", "errors"):
+        if getattr(spec, name) != getattr(_PLAIN, name):
+            raise BadRequest(f"transform {spec.name!r} is of kind {kind!r} and has no samples; leave out {name}")
 
 
 def _args(version: Version) -> str | None:

@@ -233,7 +233,7 @@ class Environments:
 
 async def _unfit(environment: Environment, python: str, modules: Sequence[str]) -> str | None:
     version = environment.python or ""
-    if version.rpartition(".")[0] != python:
+    if python and version.rpartition(".")[0] != python:
         return f"it has Python {version}, the code is of {python}"
     missing = await environment.find_missing(modules)
     return f"{', '.join(missing)} not installed" if missing else None

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from shardmill.core.api import ProbeReport
 from shardmill.core.errors import BadShard, ShardmillError, TransformFailed
 from shardmill.core.sources import Source
-from shardmill.etl.batches import Batch, Failed, Loss, Out, Result, StageSeconds
+from shardmill.etl.batches import Batch, Failed, Loss, Out, Result, StageSeconds, Whole
 from shardmill.etl.environments import Environment
 from shardmill.etl.versions import Version
 from shardmill.etl.workers import WorkerPool
 from shardmill.shards.grouping import Sample
 
 SAMPLES = 4
-_SEED = 1
+SEED = 1  # of all passes but one
 
 _numbers = itertools.count(-1, -1)  # apart from the numbers of runs
 
@@ -43,15 +43,15 @@ async def probe(
     if not samples:
         raise BadShard(f"{source.meta.key}: there is no sample to probe with")
     environment_id = await environment.identify()
-    forwards = await _Pass(version, environment, environment_id, source, samples, url, _SEED).run(pool)
+    forwards = await _SamplePass(version, environment, environment_id, source, samples, url, SEED).run(pool)
     failures = [tried.failure for tried in forwards.values() if tried.failure is not None]
     if len(failures) == len(samples):
         raise TransformFailed(failures[0].message, traceback=failures[0].traceback)
-    backwards_pass = _Pass(version, environment, environment_id, source, list(reversed(samples)), url, _SEED)
+    backwards_pass = _SamplePass(version, environment, environment_id, source, list(reversed(samples)), url, SEED)
     backwards = await backwards_pass.run(pool)
     pool.retire(version.key)
-    fresh = await _Pass(version, environment, environment_id, source, samples, url, _SEED).run(pool)
-    reseeded = await _Pass(version, environment, environment_id, source, samples, url, _SEED + 1).run(pool)
+    fresh = await _SamplePass(version, environment, environment_id, source, samples, url, SEED).run(pool)
+    reseeded = await _SamplePass(version, environment, environment_id, source, samples, url, SEED + 1).run(pool)
     # Workers of a probe compare generator states; runs get workers that do not.
     pool.retire(version.key)
     digests = [
@@ -69,12 +69,82 @@ async def probe(
     )
 
 
-class _Pass:
-    """The samples in one order with one seed, on one worker."""
+class Pass:
+    """Work on one object with one seed, for a probe: one batch, given to one worker."""
 
     probing = True
     is_ahead = False
+    whole: Whole | None = None
     epoch = 0
+
+    def __init__(
+        self,
+        version: Version,
+        environment: Environment,
+        environment_id: str,
+        source: Source,
+        url: str,
+        seed: int,
+        batch: Batch,
+    ) -> None:
+        self.number = next(_numbers)
+        self.version = version
+        self.environment = environment
+        self.environment_id = environment_id
+        self.seed = seed
+        self.source_key = source.meta.key
+        self.source_url = url
+        self.source_descriptor = source.descriptor
+        self.seconds = 0.0
+        self._batch: Batch | None = batch
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def finish(self, pool: WorkerPool) -> None:
+        """Have it done; raises TransformFailed when that is not possible."""
+        pool.attach(self)
+        try:
+            await self._done
+        finally:
+            pool.detach(self)
+
+    def has_batch(self) -> bool:
+        return self._batch is not None
+
+    def next_batch(self) -> Batch | None:
+        batch, self._batch = self._batch, None
+        return batch
+
+    def on_results(self, batch: Batch, results: list[tuple[int, Result]], seconds: StageSeconds) -> None:
+        self.seconds += seconds.read + seconds.decode + seconds.user + seconds.encode
+
+    def on_lost(self, batch: Batch, loss: Loss | None) -> None:
+        if loss is None:
+            self._batch = batch
+        else:
+            printed = f"\nIt printed last:\n{loss.output}" if loss.output else ""
+            self.end(TransformFailed(f"the probe failed: {loss.message}{printed}"))
+
+    def on_load_failed(self, failure: Failed) -> None:
+        self.end(TransformFailed(failure.message, traceback=failure.traceback))
+
+    def on_no_worker(self, error: Exception) -> None:
+        message = f"no worker could be started: {error}"
+        self.end(error if isinstance(error, ShardmillError) else TransformFailed(message))
+
+    def on_tick(self, seconds: float, busy: bool) -> None:
+        """A probe of samples is bounded by their deadlines."""
+
+    def end(self, error: Exception | None) -> None:
+        if self._done.done():
+            return
+        if error is None:
+            self._done.set_result(None)
+        else:
+            self._done.set_exception(error)
+
+
+class _SamplePass(Pass):
+    """Samples in one order."""
 
     def __init__(
         self,
@@ -86,66 +156,20 @@ class _Pass:
         url: str,
         seed: int,
     ) -> None:
-        self.number = next(_numbers)
-        self.version = version
-        self.environment = environment
-        self.environment_id = environment_id
-        self.seed = seed
-        self.source_key = source.meta.key
-        self.source_url = url
-        self.source_descriptor = source.descriptor
-        self.seconds = 0.0
-        self._batch: Batch | None = Batch(1, list(samples))
+        super().__init__(version, environment, environment_id, source, url, seed, Batch(1, list(samples)))
         self._expected = len(samples)
         self._tried: dict[int, _Tried] = {}
-        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def run(self, pool: WorkerPool) -> dict[int, _Tried]:
-        pool.attach(self)
-        try:
-            await self._done
-        finally:
-            pool.detach(self)
+        await self.finish(pool)
         return self._tried
 
-    def has_batch(self) -> bool:
-        return self._batch is not None
-
-    def next_batch(self) -> Batch | None:
-        batch, self._batch = self._batch, None
-        return batch
-
     def on_results(self, batch: Batch, results: list[tuple[int, Result]], seconds: StageSeconds) -> None:
-        self.seconds += seconds.read + seconds.decode + seconds.user + seconds.encode
+        super().on_results(batch, results, seconds)
         for ordinal, result in results:
             self._tried[ordinal] = _try(result)
         if len(self._tried) == self._expected:
-            self._finish(None)
-
-    def on_lost(self, batch: Batch, loss: Loss | None) -> None:
-        if loss is None:
-            self._batch = batch
-        else:
-            printed = f"\nIt printed last:\n{loss.output}" if loss.output else ""
-            self._finish(TransformFailed(f"the probe failed: {loss.message}{printed}"))
-
-    def on_load_failed(self, failure: Failed) -> None:
-        self._finish(TransformFailed(failure.message, traceback=failure.traceback))
-
-    def on_no_worker(self, error: Exception) -> None:
-        message = f"no worker could be started: {error}"
-        self._finish(error if isinstance(error, ShardmillError) else TransformFailed(message))
-
-    def on_tick(self, seconds: float, busy: bool) -> None:
-        """A probe is bounded by its samples' deadlines."""
-
-    def _finish(self, error: Exception | None) -> None:
-        if self._done.done():
-            return
-        if error is None:
-            self._done.set_result(None)
-        else:
-            self._done.set_exception(error)
+            self.end(None)
 
 
 def _try(result: Result) -> _Tried:

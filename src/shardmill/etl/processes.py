@@ -19,7 +19,7 @@ from typing import Any
 
 from shardmill.config import TransformSettings
 from shardmill.etl.arenas import ARENA, Piece, SharedArena
-from shardmill.etl.batches import Batch, Dropped, Failed, Loss, LossKind, Out, Result, StageSeconds, Work
+from shardmill.etl.batches import Batch, Dropped, Failed, Loss, LossKind, Out, Result, StageSeconds, Whole, Work
 from shardmill.etl.channel import Channel
 from shardmill.etl.output import PrintedOutput
 from shardmill.etl.process_tree import cpu_seconds, live_descendants, proportional_bytes, resident_bytes
@@ -36,6 +36,7 @@ from shardmill.worker.limits import SWEEP_SECONDS
 logger = logging.getLogger(__name__)
 
 IN_FLIGHT = 2  # batches per worker: one in work, one waiting, so that it never idles while the node is busy
+ALLOWED_STEP = 1 << 20  # bytes; a worker that is not waiting is told of more room in steps of it
 _REASON_SECONDS = 0.1  # how long a lost worker's exit status is waited for
 MAX_DESCENDANTS = 64  # processes below one worker; functions that call a program need one or two
 _REMOVAL_TRIES = 10
@@ -73,6 +74,9 @@ class WorkerProcess:
         self._sources: set[int] = set()
         self._released: list[int] = []
         self._held: dict[int, Piece] = {}
+        self._received = 0
+        self._told = (0, 0)
+        self._is_waiting = False
         self._progress: tuple[int, int, int] = (0, 0, 0)
         self._progress_at = time.monotonic()
         self._printed_before = 0
@@ -95,6 +99,16 @@ class WorkerProcess:
     @property
     def in_flight(self) -> int:
         return len(self._batches)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it takes one more batch. A whole object may take an hour, so none waits behind another."""
+        return self.in_flight < (IN_FLIGHT if self.version.info.kind == "sample" else 1)
+
+    @property
+    def is_parked(self) -> bool:
+        """It waits for the readers of what it has given, and does nothing."""
+        return self._is_waiting and self._received >= self._told[1]
 
     @property
     def works(self) -> set[int]:
@@ -138,8 +152,11 @@ class WorkerProcess:
         self._channel.send(
             {
                 "t": "load",
+                "kind": self.version.info.kind,
                 "encoding": code.encoding,
                 "args": self.version.info.args,
+                "by_path": self.version.info.by_path,
+                "path": settings.commands,
                 "decoder": self.version.info.decoder,
                 "fields": self.version.info.fields,
                 "allow_pickle": self.version.allow_pickle,
@@ -174,6 +191,9 @@ class WorkerProcess:
             self._printed_before = self._output.total
         self._batches.append((work, batch))
         released, self._released = self._released, []
+        if work.whole is not None:
+            self._give_object(work, work.whole, batch, released)
+            return
         self._channel.send(
             {
                 "t": "batch",
@@ -185,6 +205,42 @@ class WorkerProcess:
                 "samples": [[sample.ordinal, sample.key, _describe(sample)] for sample in batch.samples],
             }
         )
+
+    def _give_object(self, work: Work, whole: Whole, batch: Batch, released: list[int]) -> None:
+        assert self._channel is not None
+        self._received, self._is_waiting = 0, False
+        self._told = (whole.available, whole.allowed)
+        self._channel.send(
+            {
+                "t": "object",
+                "batch": batch.number,
+                "source": work.number,
+                "seed": work.seed,
+                "epoch": work.epoch,
+                "release": released,
+                "size": whole.size,
+                "available": whole.available,
+                "allowed": whole.allowed,
+            }
+        )
+
+    @property
+    def _whole(self) -> Whole | None:
+        """The object in work."""
+        return self._batches[0][0].whole if self._batches else None
+
+    def refresh(self) -> None:
+        """Tell it of more input in place, and of more output that it may give."""
+        whole = self._whole
+        if whole is None or self._channel is None:
+            return
+        available, allowed = self._told
+        is_worth_it = self._is_waiting or whole.allowed - allowed >= ALLOWED_STEP
+        if whole.available > available or (is_worth_it and (whole.allowed > allowed or self._released)):
+            released, self._released = self._released, []
+            self._told = (whole.available, max(allowed, whole.allowed))
+            self._is_waiting = False
+            self._channel.send({"t": "go", "release": released, "available": whole.available, "allowed": self._told[1]})
 
     def forget(self, work: Work) -> None:
         """The work is over: close its source; batches of it that are still in work are of no use to anyone."""
@@ -212,9 +268,11 @@ class WorkerProcess:
         if progress[2] and progress != self._progress:
             # One sample's time goes on whatever it gives meanwhile, or one that never ends would never be late.
             self._progress, self._progress_at = progress, now
-        _, batch = self._batches[0]
+        work, batch = self._batches[0]
         ordinal = progress[1] if progress[0] == batch.number else batch.samples[0].ordinal
-        if now - self._progress_at > settings.sample_timeout:
+        # How long a whole object may take is for its run to say.
+        is_late = work.whole is None and now - self._progress_at > settings.sample_timeout
+        if is_late:
             self._lose("late", f"took longer than {settings.sample_timeout:g} s (sample_timeout)", ordinal)
         elif len(below) > MAX_DESCENDANTS:
             self._lose("processes", f"started more than {MAX_DESCENDANTS} processes", ordinal)
@@ -334,9 +392,15 @@ class WorkerProcess:
                 if not self._ready.done():
                     self._ready.set_result(None)
             case "load_failed":
-                self._load_failure = Failed(str(head["message"]), str(head["traceback"]))
+                self._load_failure = Failed(str(head["message"]), _text(head["traceback"]))
                 if not self._ready.done():
                     self._ready.set_result(None)
+            case "want":
+                if (whole := self._whole) is not None:
+                    whole.want(min(int(head["until"]), whole.size))
+            case "waits":
+                self._is_waiting = True
+                self._on_change(self)
             case "need":
                 self._make_room(int(head["bytes"]), bool(head["fits"]))
             case other:
@@ -351,7 +415,7 @@ class WorkerProcess:
         for item in head["results"]:
             ordinal = int(item[0])
             if item[1] == "more":
-                self._collect(ordinal, item[2])
+                self._take_more(work.whole, ordinal, item[2])
                 continue
             if batch.done >= len(batch.samples) or batch.samples[batch.done].ordinal != ordinal:
                 raise ValueError("results out of order")
@@ -387,12 +451,17 @@ class WorkerProcess:
             case "fail" | "fatal":
                 for piece in self._collected.pop(ordinal, []):
                     piece.release()
-                text = None if item[3] is None else str(item[3])
-                return Failed(str(item[2]), text, fatal=item[1] == "fatal")
+                return Failed(str(item[2]), _text(item[3]), fatal=item[1] == "fatal", output=_text(item[4]))
             case other:
                 raise ValueError(f"unknown outcome {other!r}")
 
-    def _collect(self, ordinal: int, pieces: list[Any]) -> None:
+    def _take_more(self, whole: Whole | None, ordinal: int, pieces: list[Any]) -> None:
+        """A part of what one sample gives is kept until the rest is there; of a whole object it is handed on."""
+        if whole is not None:
+            leased = list(map(self._lease, pieces))
+            self._received += sum(piece.size for piece in leased)
+            whole.take(leased)
+            return
         collected = self._collected.setdefault(ordinal, [])
         # One that behaves asks for room, and is refused, before it can have given so many.
         if len(collected) + len(pieces) > self._settings.max_fan_out + ARENA // BLOCK:
@@ -445,6 +514,10 @@ class WorkerProcess:
         self._channel.send(
             {"t": "room", "regions": released, "size": self._arena.size}, descriptors=(self._arena.descriptor,)
         )
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
 
 
 def _signal_name(number: int) -> str:

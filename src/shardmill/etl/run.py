@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from shardmill.core.errors import ShardmillError, TransformFailed
 from shardmill.core.sources import Source, Spool
 from shardmill.core.specs import Spec
-from shardmill.etl.batches import Batch, Failed, Loss, Result, StageSeconds
+from shardmill.etl.batches import Batch, Failed, Loss, Result, StageSeconds, Whole
 from shardmill.etl.environments import Environment
 from shardmill.etl.run_state import OutputState, SampleFailed
 from shardmill.etl.spool import RunOutput, release_views
@@ -58,6 +58,7 @@ class Run(ABC):
     """
 
     probing = False
+    whole: Whole | None = None
 
     def __init__(self, order: Order, state: OutputState) -> None:
         self.number = next(_numbers)

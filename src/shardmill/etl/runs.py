@@ -38,6 +38,8 @@ class Plan:
     version: Version
     environment: Environment
     environment_id: str
+    executable: str
+    """Of a command: what tells it from others of its name."""
     ref: ObjectRef
     spec: Spec
     """Resolved; without `k`, which decides nothing."""
@@ -57,8 +59,11 @@ class Plan:
 
     @property
     def origin(self) -> str | None:
-        """16 hex digits over what the bytes of one sample depend on beside seed and sample; None: on more than that."""
-        if not self.is_repeatable:
+        """16 hex digits over what the bytes of one sample depend on beside seed and sample.
+
+        None: on more than that, or there are no samples.
+        """
+        if not self.is_repeatable or self.version.info.kind != "sample":
             return None
         spec = Spec("x", args=self.spec.args)
         return result_key(replace(self, spec=spec))[:16]
@@ -89,6 +94,7 @@ def result_key(plan: Plan) -> str:
         plan.ref.key,
         plan.source_version,
         plan.environment_id,
+        plan.executable,
     ]
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
 

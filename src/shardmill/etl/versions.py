@@ -13,10 +13,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from shardmill.core.api import Code, ProbeReport, TransformInfo, TransformRequest
+from shardmill.core.commands import check_command
 from shardmill.core.errors import BadRequest, Conflict, InsufficientStorage, TransformNotFound
 from shardmill.core.specs import SPEC_DIGITS, Spec
 
@@ -52,7 +54,7 @@ class Version:
 class _Record(msgspec.Struct, frozen=True):
     form: int
     info: TransformInfo
-    encoding: str
+    encoding: Literal["cloudpickle", "source", "command"]
     code_form: str
     python: str
     modules: list[str]
@@ -66,7 +68,8 @@ def compute_digest(request: TransformRequest) -> str:
 
     Name, environment, packages and error policy are left out.
     """
-    parts = [str(FORM), request.kind, request.code.form, request.decoder or "", str(request.decoder is None)]
+    kind = f"{request.kind} by path" if request.by_path else request.kind
+    parts = [str(FORM), kind, request.code.form, request.decoder or "", str(request.decoder is None)]
     parts += [",".join(sorted(request.fields)) if request.fields is not None else "*", request.code.python]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -202,7 +205,7 @@ class Versions:
             if record.form != FORM or hashlib.sha256(payload).hexdigest() != record.code_hash:
                 continue
             code = Code(
-                encoding="source" if record.encoding == "source" else "cloudpickle", payload=payload,
+                encoding=record.encoding, payload=payload,
                 form=record.code_form, python=record.python, modules=record.modules, label=record.label,
             )  # fmt: skip
             found.append((path.stat().st_mtime_ns, Version(record.info, code, record.allow_pickle)))
@@ -232,13 +235,14 @@ def build_info(request: TransformRequest, environment: str, probe: ProbeReport |
         environment=environment,
         label=request.code.label,
         created=time.time(),
+        by_path=request.by_path,
         args=request.args,
         probe=probe,
     )
 
 
-def check_request(request: TransformRequest, max_code: int) -> None:
-    """Refuse what no client of ours sends.
+def check_request(request: TransformRequest, max_code: int) -> TransformRequest:
+    """Refuse what no client of ours sends; returns it without what its kind has no use for.
 
     Raises:
         BadRequest: Names the field.
@@ -250,12 +254,23 @@ def check_request(request: TransformRequest, max_code: int) -> None:
         raise BadRequest(f"code.payload has {len(code.payload)} bytes; at most {max_code} are allowed (max_code)")
     if not code.payload:
         raise BadRequest("code.payload is empty")
+    if (request.kind == "command") != (code.encoding == "command"):
+        raise BadRequest(f"code.encoding is {code.encoding!r}, which is not code of kind {request.kind!r}")
     major, _, minor = code.python.partition(".")
-    if not (major.isdigit() and minor.isdigit()):
+    if not (major.isdigit() and minor.isdigit()) and not (request.kind == "command" and not code.python):
         raise BadRequest(f"code.python is {code.python!r}, not e.g. '3.11'")
     bad = [name for name in code.modules if not name.isidentifier()]
     if bad:
         raise BadRequest(f"code.modules has {bad[0]!r}, which is not the name of a top-level module")
+    if request.by_path and request.kind != "bytes":
+        raise BadRequest(f"by_path is of kind 'bytes'; this is of kind {request.kind!r}")
+    if request.kind == "sample":
+        return request
+    if request.fields is not None:
+        raise BadRequest(f"fields are of kind 'sample'; of kind {request.kind!r} nothing is decoded")
+    if request.kind == "command":
+        check_command(code.payload, request.args or {})
+    return msgspec.structs.replace(request, decoder=None)
 
 
 def _write_durably(path: Path, data: bytes) -> None:

@@ -15,12 +15,13 @@ from shardmill.config import TransformSettings
 from shardmill.core.errors import Busy, ShardmillError
 from shardmill.etl.batches import Failed, Work
 from shardmill.etl.environments import Environment
-from shardmill.etl.processes import IN_FLIGHT, WorkerProcess, worker_key
+from shardmill.etl.processes import WorkerProcess, worker_key
 from shardmill.etl.versions import Version
 
 logger = logging.getLogger(__name__)
 
 WATCH_SECONDS = 0.1  # between looks at memory, progress and what is printed
+PARKED = 4  # workers per lane that may wait for slow readers while others work; each keeps its memory
 _START_TRIES = 2
 _RETRY_SECONDS = 1
 
@@ -93,6 +94,8 @@ class WorkerPool:
 
     def _dispatch(self) -> None:
         self._kicked = False
+        for worker in self._workers:
+            worker.refresh()
         while self._hand_out_one():
             pass
 
@@ -114,7 +117,7 @@ class WorkerPool:
             key = _key(work)
             if blocked - {key}:
                 continue
-            queueing = [worker for worker in self._of(key) if 0 < worker.in_flight < IN_FLIGHT]
+            queueing = [worker for worker in self._of(key) if worker.in_flight and worker.has_room]
             if queueing:
                 return self._submit(work, min(queueing, key=lambda worker: worker.in_flight))
         return False
@@ -131,7 +134,10 @@ class WorkerPool:
 
     @property
     def _active(self) -> int:
-        return sum(1 for worker in self._workers if worker.in_flight)
+        """Workers that take up a lane: those with batches, but for a number that wait for slow readers."""
+        busy = [worker for worker in self._workers if worker.in_flight]
+        parked = sum(1 for worker in busy if worker.is_parked)
+        return len(busy) - min(parked, PARKED * self.lanes)
 
     async def warm(self, version: Version, environment: Environment) -> Failed | None:
         """Have at least one worker with the function loaded; a Failed says why it cannot be loaded.
@@ -149,6 +155,9 @@ class WorkerPool:
 
     def _start(self, work: Work, free: int) -> None:
         key = _key(work)
+        if work.whole is not None:
+            # Each object is work for one worker; the samples of a shard are for all.
+            free = min(free, sum(1 for other in self._works.values() if _key(other) == key and other.has_batch()))
         missing = free - self._starting.get(key, 0) - sum(1 for _ in self._of(key) if not _.in_flight)
         for _ in range(missing):
             self._starting[key] = self._starting.get(key, 0) + 1
@@ -220,7 +229,7 @@ class WorkerPool:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             now = time.monotonic()
-            busy = set().union(*(worker.works for worker in self._workers)) if self._workers else set()
+            busy = {number for worker in self._workers if not worker.is_parked for number in worker.works}
             for worker in list(self._workers):
                 worker.watch(now)
                 is_idle = not worker.in_flight and now - worker.idle_since > self._settings.idle_workers

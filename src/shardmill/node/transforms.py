@@ -33,6 +33,8 @@ class TransformedHead:
     """The request named no version."""
     origin: str | None
     """Names the code, the object's version and the environment that the bytes come from; see `etl.runs.Plan`."""
+    is_shard: bool
+    """It is made of samples; otherwise a transform of whole objects says what it is."""
     is_stable: bool
     """The same URL gives the same bytes again, as long as object and environment stay."""
 
@@ -76,7 +78,7 @@ class Transforms:
         """
         self._access.check(principal, "run", None)
         check_name(request.name)
-        check_request(request, self._engine.settings.max_code)
+        request = check_request(request, self._engine.settings.max_code)
         if request.probe is None:
             return await self._engine.register(request, probe_with=None, progress=progress)
         ref = ObjectRef.parse(request.probe)
@@ -201,6 +203,7 @@ class Transforms:
             (plan.seed if seed is None else seed) if has_seed else None,
             run,
             is_bare=spec.digest is None,
+            is_shard=plan.version.info.kind == "sample",
             origin=plan.origin,
             is_stable=plan.is_shared,
         )

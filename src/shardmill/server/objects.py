@@ -89,7 +89,7 @@ def _head_of(ref: ObjectRef, meta: ObjectMeta, status: int) -> web.StreamRespons
     answer = web.StreamResponse(status=status, headers=UNTRUSTED)
     _describe(answer, meta)
     answer.headers["Accept-Ranges"] = "bytes"
-    answer.headers["Content-Type"] = _content_type(ref.key)
+    answer.headers["Content-Type"] = content_type(ref.key)
     return answer
 
 
@@ -108,7 +108,8 @@ def _describe(answer: web.StreamResponse, meta: ObjectMeta) -> None:
         answer.headers[f"Shardmill-Meta-{name}"] = value
 
 
-def _content_type(key: str) -> str:
+def content_type(key: str) -> str:
+    """What the name of an object says of its bytes."""
     dot = key.rfind(".")
     suffix = key[dot:].lower() if dot >= 0 else ""
     return _TYPES.get(suffix) or mimetypes.types_map.get(suffix, "application/octet-stream")

@@ -22,7 +22,7 @@ from shardmill.server.body import Sender, seen_through
 from shardmill.server.calls import Call
 from shardmill.server.errors import Cut
 from shardmill.server.framed import FramedSender
-from shardmill.server.objects import UNTRUSTED, describe_bytes
+from shardmill.server.objects import UNTRUSTED, content_type, describe_bytes
 
 _NEED_THE_WHOLE = ("Range", "If-Match", "If-Range", "If-Unmodified-Since")
 """Headers that only a finished result can answer to."""
@@ -124,7 +124,7 @@ def _continues(call: Call) -> bool:
 def _head_of(ref: ObjectRef, head: TransformedHead, meta: ObjectMeta | None) -> web.StreamResponse:
     """Headers; `meta` is that of the finished result, if there is one."""
     answer = web.StreamResponse(headers=UNTRUSTED)
-    answer.headers["Content-Type"] = "application/x-tar"
+    answer.headers["Content-Type"] = "application/x-tar" if head.is_shard else content_type(ref.key)
     answer.headers["Accept-Ranges"] = "none" if meta is None else "bytes"
     answer.headers["Shardmill-Transform"] = str(Spec(head.spec.name, head.spec.digest, args=head.spec.args))
     if meta is not None:

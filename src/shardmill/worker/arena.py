@@ -49,6 +49,15 @@ class Arena:
                 return start
         return None
 
+    def shrink(self, offset: int, size: int) -> None:
+        """Keep only the first `size` bytes of a region, at least one."""
+        stop = self._taken[offset]
+        kept = offset + -(-size // ALIGN) * ALIGN
+        if kept < stop:
+            self._taken[offset] = kept
+            self._taken[kept] = stop
+            self.release(kept)
+
     def release(self, offset: int) -> None:
         """Give a region back; an unknown offset is ignored, since it belonged to an arena that was replaced."""
         stop = self._taken.pop(offset, None)

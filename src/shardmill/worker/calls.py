@@ -3,6 +3,7 @@
 This is one of the two places that catch everything: around user code.
 """
 
+import functools
 import json
 import linecache
 import os
@@ -13,7 +14,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-Function = Callable[[dict[str, Any]], Any]
+Function = Callable[..., Any]
 
 MAX_MESSAGE = 4096  # characters
 MAX_TRACEBACK = 16384  # characters
@@ -26,11 +27,20 @@ _STANDARD_LIBRARY = os.path.dirname(os.path.abspath(os.__file__))
 class SampleFailure(Exception):
     """One sample's failure, as it is kept and shown."""
 
-    def __init__(self, message: str, traceback_text: str | None = None, *, out_of_memory: bool = False) -> None:
+    def __init__(
+        self,
+        message: str,
+        traceback_text: str | None = None,
+        *,
+        out_of_memory: bool = False,
+        output: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.traceback = traceback_text
         self.out_of_memory = out_of_memory
+        self.output = output
+        """What a command wrote to its standard error."""
 
 
 def load_function(encoding: str, payload: bytes, arguments: dict[str, Any] | None) -> Function:
@@ -50,9 +60,8 @@ def load_function(encoding: str, payload: bytes, arguments: dict[str, Any] | Non
         raise failure_of(error, "the function cannot be loaded") from None
     if not callable(function):
         raise SampleFailure(f"the code loads as {type(function).__name__}, which is not callable")
-    if not arguments:
-        return function  # type: ignore[no-any-return]  # opaque user code
-    return lambda sample: function(sample, **arguments)
+    # A partial keeps the signature, by which a function says whether it wants to know its object.
+    return functools.partial(function, **arguments) if arguments else function
 
 
 def failure_of(error: BaseException, what: str) -> SampleFailure:

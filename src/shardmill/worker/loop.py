@@ -1,7 +1,7 @@
 """A worker's life: load one function, then turn batches of samples into framed bytes in the arena.
 
 read → decode → seed → user's function → encode → frame. What the function raises belongs to one sample; what breaks
-this process belongs to the node, which starts another.
+this process belongs to the node, which starts another. Whole objects are the business of `tasks`.
 """
 
 import contextlib
@@ -15,8 +15,11 @@ from shardmill.shards.decoding import Decoder
 from shardmill.worker import wire
 from shardmill.worker.arena import Arena
 from shardmill.worker.calls import Function, SampleFailure, load_function
+from shardmill.worker.exchange import Exchange
+from shardmill.worker.objects import Task
 from shardmill.worker.samples import Output, SampleWork, SourceChanged, SourceSample
 from shardmill.worker.seeding import Seeder, sample_seed
+from shardmill.worker.tasks import load_task
 
 FLUSH_SECONDS = 0.01  # results are reported at least this often, so that a reader sees a slow batch's first samples
 MAX_RESULTS = 64  # results in one report
@@ -66,6 +69,7 @@ class Worker:
         self._seeder = Seeder()
         self._function: Function | None = None
         self._work: SampleWork | None = None
+        self._task: Task | None = None
         self._probing = False
         self._memory = resource.getrlimit(resource.RLIMIT_DATA)[0]
 
@@ -104,13 +108,18 @@ class Worker:
                 self._load(frame)
             case "batch":
                 self._run_batch(frame.head)
+            case "object":
+                self._run_object(frame.head)
 
     def _load(self, frame: wire.Frame) -> None:
         head = frame.head
         self._seeder.install()
         try:
-            self._function = load_function(head["encoding"], frame.blob, head["args"])
-            self._work = SampleWork(Decoder(head["decoder"], head["fields"], head["allow_pickle"]))
+            if head["kind"] == "sample":
+                self._function = load_function(head["encoding"], frame.blob, head["args"])
+                self._work = SampleWork(Decoder(head["decoder"], head["fields"], head["allow_pickle"]))
+            else:
+                self._task = load_task(head, frame.blob)
         except SampleFailure as failure:
             self._connection.send({"t": "load_failed", "message": failure.message, "traceback": failure.traceback})
             return
@@ -137,6 +146,30 @@ class Worker:
                 self._flush(final=False)
         self._flush(final=True)
 
+    def _run_object(self, head: dict[str, Any]) -> None:
+        for offset in head["release"]:
+            self._arena.release(offset)
+        descriptor, (key, ref) = self._sources[head["source"]], self._urls[head["source"]]
+        self._arena.tick(head["batch"], 0)
+        exchange = Exchange(self._connection, self._arena, self._handle_meanwhile, head, descriptor)
+        assert self._task is not None
+        seed = sample_seed(head["seed"], head["epoch"], key, 0, "")
+        self._seeder.seed(seed)
+        if self._probing:
+            self._seeder.mark()
+        try:
+            self._task(exchange, key=key, ref=ref, seed=seed)
+            moved = self._probing and self._seeder.has_moved()
+            result: list[Any] = [0, "out", [], "", "", exchange.bytes_in, moved]
+        except SampleFailure as failure:
+            outcome = "memory" if failure.out_of_memory and self._is_at_memory_limit() else "fail"
+            result = [0, outcome, failure.message, failure.traceback, failure.output]
+        exchange.finish(result)
+
+    def _handle_meanwhile(self, frame: wire.Frame) -> None:
+        if not self._handle_side(frame):
+            self._pending.append(frame)
+
     def _transform(self, sample: SourceSample, seed: int) -> list[Any]:
         """One sample's result: `[ordinal, "out", pieces, first key, last key, bytes read, moved]`, or a failure."""
         assert self._work is not None and self._function is not None
@@ -158,10 +191,10 @@ class Worker:
         except SampleFailure as failure:
             self._give_back(given)
             outcome = "memory" if failure.out_of_memory and self._is_at_memory_limit() else "fail"
-            return [sample.ordinal, outcome, failure.message, failure.traceback]
+            return [sample.ordinal, outcome, failure.message, failure.traceback, None]
         except (OutputTooLarge, SourceChanged) as error:
             self._give_back(given)
-            return [sample.ordinal, "fatal", str(error), None]
+            return [sample.ordinal, "fatal", str(error), None, None]
         finally:
             self._open = None
         if not given.keys:
@@ -191,8 +224,7 @@ class Worker:
 
     def _drain(self) -> None:
         while (frame := self._connection.receive_nowait()) is not None:
-            if not self._handle_side(frame):
-                self._pending.append(frame)
+            self._handle_meanwhile(frame)
 
     def _wait_for_room(self, size: int) -> None:
         """Ask the node to take away what is in the arena, or for a larger one."""
@@ -215,8 +247,7 @@ class Worker:
                 case "refuse":
                     raise OutputTooLarge(frame.head["message"])
                 case _:
-                    if not self._handle_side(frame):
-                        self._pending.append(frame)
+                    self._handle_meanwhile(frame)
 
     def _replace_arena(self, size: int) -> None:
         descriptor = self._connection.descriptors.popleft()
