@@ -167,8 +167,14 @@ class Worker:
         exchange.finish(result)
 
     def _handle_meanwhile(self, frame: wire.Frame) -> None:
-        if not self._handle_side(frame):
-            self._pending.append(frame)
+        """A message in the middle of a batch: other batches wait."""
+        if self._handle_side(frame):
+            return
+        # What it gives back is of the arena that there is now, which may have been replaced when its turn comes.
+        for offset in frame.head.get("release", ()):
+            self._arena.release(offset)
+        frame.head["release"] = []
+        self._pending.append(frame)
 
     def _transform(self, sample: SourceSample, seed: int) -> list[Any]:
         """One sample's result: `[ordinal, "out", pieces, first key, last key, bytes read, moved]`, or a failure."""
