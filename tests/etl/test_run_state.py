@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardmill.core.errors import BadShard, ShardmillError
+from shardmill.core.errors import BadShard, ServerError, ShardmillError
 from shardmill.core.specs import ErrorPolicy
 from shardmill.etl.arenas import Piece
 from shardmill.etl.batches import Batch, Dropped, Failed, Loss, Out, Result
@@ -228,6 +228,24 @@ def test_only_what_was_not_delivered_is_done_again() -> None:
     again = state.next_batch()
     assert again is not None
     assert [sample.ordinal for sample in again.samples] == [2]
+
+
+def test_a_result_that_never_came_is_not_a_clean_end() -> None:
+    """Whatever goes wrong between node and worker, a shard that misses a sample is never complete."""
+    state = new_state()
+    state.add_samples([build_sample(ordinal) for ordinal in range(4)])
+    state.end_index()
+    data = b""
+    while (batch := state.next_batch()) is not None:
+        if batch.samples[0].ordinal == 1:
+            batch.done = 1
+            state.lose(batch, Loss("protocol", "it said too much", 1))
+            continue
+        finish(state, batch, [build_out(sample.key, {"bin": b"x" * 600}) for sample in batch.samples])
+        data += drain(state)
+    assert state.phase == "failed"
+    assert isinstance(state.error, ServerError)
+    assert not is_clean_end(data + drain(state))
 
 
 def test_adjacent_equal_keys_are_an_error() -> None:

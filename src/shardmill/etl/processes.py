@@ -412,25 +412,28 @@ class WorkerProcess:
             raise ValueError("results of another batch")
         results: list[tuple[int, Result]] = []
         memory: Loss | None = None
+        # Counted in the batch only with the results: what a broken report had would be done by nobody else.
+        done = batch.done
         for item in head["results"]:
             ordinal = int(item[0])
             if item[1] == "more":
                 self._take_more(work.whole, ordinal, item[2])
                 continue
-            if batch.done >= len(batch.samples) or batch.samples[batch.done].ordinal != ordinal:
+            if done >= len(batch.samples) or batch.samples[done].ordinal != ordinal:
                 raise ValueError("results out of order")
             if item[1] == "memory":
                 memory = Loss(
                     "memory", f"passed the memory limit of {self._settings.memory >> 20} MiB: {item[2]}", ordinal
                 )
                 break
-            batch.done += 1
             results.append((ordinal, self._result(ordinal, item)))
+            done += 1
         seconds = StageSeconds(*(float(value) for value in head["seconds"]))
         final = bool(head["final"])
+        if final and memory is None and done != len(batch.samples):
+            raise ValueError("a batch without all its results")
+        batch.done = done
         if final and memory is None:
-            if batch.done != len(batch.samples):
-                raise ValueError("a batch without all its results")
             self._batches.popleft()
             self.idle_since = self._progress_at = time.monotonic()
             if self._output is not None:

@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from shardmill.core.errors import ShardmillError, TransformFailed
+from shardmill.core.errors import ServerError, ShardmillError, TransformFailed
 from shardmill.core.specs import ErrorPolicy
 from shardmill.etl.arenas import Piece
 from shardmill.etl.batches import Batch, Dropped, Failed, Loss, Out, Result
@@ -359,6 +359,10 @@ class RunState(OutputState):
     def _finish(self) -> None:
         if self._index_error is not None:
             self.fail(self._index_error, again=isinstance(self._index_error, TransformFailed))
+            return
+        if self._samples:
+            # Never so by what is above; but a short shard that looks whole would be worse than any error.
+            self.fail(ServerError(f"the results of {len(self._samples)} samples are missing"))
             return
         if self._failed and self._failed == self.processed:
             self._fail_all()
