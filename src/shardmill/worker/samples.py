@@ -148,14 +148,24 @@ class SampleWork:
         names = member_order([name for name in result if isinstance(name, str)])
         if len({name.lower() for name in names}) < len(names):
             raise SampleFailure(f"sample {key!r} has fields that differ only in case: {', '.join(names)}")
-        fields = []
+        fields: list[FramedField] = []
         for name in names:
             payload = self._payload(name, result[name], originals, sample)
             mtime, mode, uid, gid, uname, gname = headers.get(name, first)
             # A source's own names have been read as this key and field before.
             member = f"{key}.{name}" if key == sample.key and name in headers else _member_name(key, name)
             fields.append(
-                FramedField(member, payload, mtime=mtime, mode=mode, uid=uid, gid=gid, uname=uname, gname=gname)
+                FramedField(
+                    member,
+                    payload,
+                    mtime=mtime,
+                    mode=mode,
+                    uid=uid,
+                    gid=gid,
+                    uname=uname,
+                    gname=gname,
+                    ordinal=None if fields else sample.ordinal,
+                )
             )
         self._lap(3)
         return Output(key, fields, framed_size(fields))
