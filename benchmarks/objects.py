@@ -1,4 +1,4 @@
-"""Stored objects: reading one beside a bare sendfile loop, listing many."""
+"""Stored objects: reading one beside a bare sendfile loop."""
 
 import os
 import socket
@@ -12,8 +12,6 @@ from shardmill import Client
 from shardmill.testing.node import running_node
 
 OBJECT = 64 << 20  # bytes
-KEYS = 10_000
-PAGE = 1000
 
 
 class SendfileServer:
@@ -45,7 +43,7 @@ class SendfileServer:
 
 
 def measure(directory: Path, rounds: int) -> list[Row]:
-    """GET of one large object, as a file of a directory bucket and from the pool; pages of a long listing."""
+    """GET of one large object, as a file of a directory bucket and from the pool."""
     path = directory / "files" / "object.bin"
     path.parent.mkdir()
     path.write_bytes(os.urandom(OBJECT))
@@ -57,9 +55,7 @@ def measure(directory: Path, rounds: int) -> list[Row]:
                 "a directory": client.object_url("gs://files", path.name),
                 "the pool": client.object_url("ais://bench", path.name),
             }
-            rows = _read(urls, path, rounds)
-            rows.append(_list(client, rounds))
-    return rows
+            return _read(urls, path, rounds)
 
 
 def _read(urls: dict[str, str], path: Path, rounds: int) -> list[Row]:
@@ -83,18 +79,3 @@ def _seconds(url: str) -> float:
     start = time.perf_counter()
     subprocess.run(["curl", "-sSf", "-o", "/dev/null", url], check=True)
     return time.perf_counter() - start
-
-
-def _list(client: Client, rounds: int) -> Row:
-    """All pages of a pool bucket, as a client sees them."""
-    bucket = client.bucket("ais://bench")
-    for number in range(KEYS):
-        bucket.object(f"keys/{number:08d}").put(b"x")
-    pages = Samples()
-    for _ in range(rounds):
-        start = time.perf_counter()
-        for page in bucket.pages("keys/"):
-            pages.add((time.perf_counter() - start) * 1000)
-            assert len(page.objects) <= PAGE
-            start = time.perf_counter()
-    return Row("one page of 1000 keys of 10,000, by the client", pages, "ms")
