@@ -209,7 +209,8 @@ def test_conditions_of_a_write_are_judged_against_what_is_there(
 
 def test_a_condition_that_fails_while_the_body_comes_keeps_what_is_there(wire: Wire) -> None:
     with wire.connect() as peer:
-        peer.send(request("PUT", "/o/ais/pool/late", "If-None-Match: *", "Content-Length: 6") + b"one")
+        # Large enough not to be held until it is whole.
+        peer.send(request("PUT", "/o/ais/pool/late", "If-None-Match: *", "Content-Length: 100003") + bytes(100_000))
         wait_for(lambda: bool(wire.temporary_files()), "the upload has begun")
         assert wire.put("/o/ais/pool/late", b"other").status == 201
         peer.send(b"two")

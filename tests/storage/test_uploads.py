@@ -1,16 +1,18 @@
 """Bodies on their way in, locks of keys, and steps that are seen through."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import xxhash
 
 from shardmill.core.errors import BadRequest, InsufficientStorage
 from shardmill.storage.locks import KeyLocks
 from shardmill.storage.steps import finish
 from shardmill.storage.trailer import BLOCK, Hasher
-from shardmill.storage.uploads import receive
+from shardmill.storage.uploads import SMALL, receive
 
 
 @pytest.fixture
@@ -37,6 +39,10 @@ class Kept:
         if self.hasher.size > self._room:
             raise InsufficientStorage("full")
 
+    def hold(self, data: bytes | bytearray) -> None:
+        assert self.size == -1
+        self.pieces.append(bytes(data))
+
 
 async def pieces(*data: bytes) -> AsyncIterator[bytes]:
     for piece in data:
@@ -61,7 +67,20 @@ def test_an_empty_body_is_an_object(threads: ThreadPoolExecutor) -> None:
     for size in (0, None):
         kept = Kept()
         take(threads, kept, size=size)
-        assert (kept.pieces, kept.hasher.size) == ([], 0)
+        assert (b"".join(kept.pieces), kept.hasher.size, kept.size) == (b"", 0, -1)
+
+
+@pytest.mark.parametrize("size", [1, SMALL, SMALL + 1, BLOCK])
+@pytest.mark.parametrize("is_announced", [True, False])
+def test_a_small_body_is_held_for_the_commit_and_a_larger_one_written(
+    threads: ThreadPoolExecutor, size: int, is_announced: bool
+) -> None:
+    kept = Kept()
+    data = os.urandom(size)
+    take(threads, kept, data[:1000], data[1000:], size=size if is_announced else None)
+    assert b"".join(kept.pieces) == data
+    assert kept.hasher.checksum == xxhash.xxh3_128_hexdigest(data)
+    assert (kept.size == -1) is (size <= SMALL)
 
 
 @pytest.mark.parametrize("data", [[b"1234"], [b"12", b"34"], []])

@@ -144,7 +144,8 @@ class DirectoryStore:
             await receive(upload, body, size=size, checksum=checksum, threads=self._threads)
             return await finish(self._replace(upload, key, dict(user), conditions))
         finally:
-            await finish(self._in_thread(upload.discard))
+            if not upload.is_clean:
+                await finish(self._in_thread(upload.discard))
 
     async def delete(self, key: str, *, conditions: Conditions) -> None:
         """See `core.sources.DeleteObject`."""
@@ -160,17 +161,19 @@ class DirectoryStore:
 
     async def _replace(self, upload: "_FileUpload", key: str, user: dict[str, str], conditions: Conditions) -> Stored:
         async with self._locks.hold(key):
-            try:
-                current: ObjectMeta | None = await self.head(key)
-            except ObjectNotFound:
-                current = None
-            etag, modified = (current.etag, current.modified) if current else (None, None)
-            if conditions.judge_write(etag, modified) == "failed":
-                raise PreconditionFailed(f"{self.bucket}/{key} does not meet the conditions; it is unchanged")
-            meta = await self._in_thread(upload.commit, key, user, self._is_durable)
-            return Stored(
-                msgspec.structs.replace(meta, checksum=f"xxh3:{upload.hasher.checksum}"), created=current is None
-            )
+            return await self._in_thread(self._commit, upload, key, user, conditions)
+
+    def _commit(self, upload: "_FileUpload", key: str, user: dict[str, str], conditions: Conditions) -> Stored:
+        try:
+            current: ObjectMeta | None = self._head(key)
+        except ObjectNotFound:
+            current = None
+        etag, modified = (current.etag, current.modified) if current else (None, None)
+        if conditions.judge_write(etag, modified) == "failed":
+            raise PreconditionFailed(f"{self.bucket}/{key} does not meet the conditions; it is unchanged")
+        meta = upload.commit(key, user, self._is_durable)
+        checksum = f"xxh3:{upload.hasher.checksum}"
+        return Stored(msgspec.structs.replace(meta, checksum=checksum), created=current is None)
 
     def _names(self, key: str) -> Sequence[bytes]:
         """A key as names below the root.
@@ -241,8 +244,14 @@ class _FileUpload:
         self._names = names
         self._name = TEMPORARY + secrets.token_hex(8).encode()
         self._label = label
+        self._held: bytes | bytearray = b""
         self._descriptor: int | None = None
         self._is_there = False
+
+    @property
+    def is_clean(self) -> bool:
+        """There is nothing to discard."""
+        return self._descriptor is None and not self._is_there
 
     def begin(self, size: int | None) -> None:
         with disk_errors(self._label), self._tree.folder(()) as root:
@@ -261,10 +270,16 @@ class _FileUpload:
             self.hasher.update(data)
             write_all(self._descriptor, data)
 
+    def hold(self, data: bytes | bytearray) -> None:
+        self._held = data
+
     def commit(self, key: str, user: dict[str, str], is_durable: bool) -> ObjectMeta:
         """Into place, all at once."""
+        if self._descriptor is None:
+            self.begin(None)
         assert self._descriptor is not None
         with disk_errors(self._label):
+            write_all(self._descriptor, self._held)
             if user:
                 self._keep_user(user)
             os.ftruncate(self._descriptor, self.hasher.size)
@@ -274,7 +289,9 @@ class _FileUpload:
             self._is_there = False
             if is_durable:
                 self._tree.sync(self._names)
-            return _Version.of(os.fstat(self._descriptor)).meta(key, user)
+            meta = _Version.of(os.fstat(self._descriptor)).meta(key, user)
+            self.close()
+            return meta
 
     def _rename(self) -> None:
         *folders, name = self._names
@@ -319,6 +336,9 @@ class _FileUpload:
             with contextlib.suppress(OSError), self._tree.folder(()) as root:
                 os.unlink(self._name, dir_fd=root)
             self._is_there = False
+        self.close()
+
+    def close(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

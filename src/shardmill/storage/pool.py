@@ -183,7 +183,8 @@ class PoolStore:
             self._check_there()  # a bucket that is removed takes its uploads along
             raise
         finally:
-            await finish(self._in_thread(upload.discard))
+            if not upload.is_clean:
+                await finish(self._in_thread(upload.discard))
 
     async def delete(self, key: str, *, conditions: Conditions) -> None:
         """See `core.sources.DeleteObject`."""
@@ -212,32 +213,18 @@ class PoolStore:
 
     async def _replace(self, upload: "PoolUpload", key: str, user: dict[str, str], conditions: Conditions) -> Stored:
         async with self._locks.hold(key):
-            current = await self._in_thread(self.look, key)
-            etag, modified = (current.etag, current.modified) if current else (None, None)
-            if conditions.judge_write(etag, modified) == "failed":
-                raise PreconditionFailed(f"{self.bucket}/{key} does not meet the conditions; it is unchanged")
             self._check_there()
-            hasher = upload.hasher
-            trailer = Trailer(
-                str(self.bucket),
-                key,
-                hasher.size,
-                hasher.checksum,
-                hasher.blocks(),
-                f"{time.time_ns():x}{secrets.token_hex(3)}",
-                time.time(),
-                user,
-            )
             note = self._journal.note(self.identity, key)
             try:
-                await self._in_thread(self._commit, upload, key, trailer)
-                await self._index().put(self.identity, trailer.meta)
+                stored = await self._in_thread(self._commit, upload, key, user, conditions)
+                await self._index().put(self.identity, stored.meta)
             except ShardmillError:
-                await self._in_thread(self._restore, upload, key)
+                if upload.has_replaced:
+                    await self._in_thread(self._restore, upload, key)
                 self._journal.done(note)
                 raise
             self._journal.done(note)
-            return Stored(trailer.meta, created=current is None)
+            return stored
 
     async def _remove(self, key: str, conditions: Conditions) -> None:
         async with self._locks.hold(key):
@@ -269,7 +256,22 @@ class PoolStore:
             return None, 0.0
         return trailer.meta.etag, trailer.modified
 
-    def _commit(self, upload: "PoolUpload", key: str, trailer: Trailer) -> None:
+    def _commit(self, upload: "PoolUpload", key: str, user: dict[str, str], conditions: Conditions) -> Stored:
+        current = self.look(key)
+        etag, modified = (current.etag, current.modified) if current else (None, None)
+        if conditions.judge_write(etag, modified) == "failed":
+            raise PreconditionFailed(f"{self.bucket}/{key} does not meet the conditions; it is unchanged")
+        hasher = upload.hasher
+        trailer = Trailer(
+            str(self.bucket),
+            key,
+            hasher.size,
+            hasher.checksum,
+            hasher.blocks(),
+            f"{time.time_ns():x}{secrets.token_hex(3)}",
+            time.time(),
+            user,
+        )
         path = self._path(key)
         with disk_errors(f"{self.bucket}/{key}"):
             upload.end(pack(trailer), sync=self._is_durable)
@@ -281,6 +283,8 @@ class PoolStore:
             upload.replace(path)
             if self._is_durable:
                 sync_directory(path.parent)
+            upload.close()
+        return Stored(trailer.meta, created=current is None)
 
     def _restore(self, upload: "PoolUpload", key: str) -> None:
         """Put back what was there before a commit that failed."""
@@ -344,7 +348,19 @@ class PoolUpload:
         """Where the object that is replaced keeps a name until the commit is through."""
         self._state: Literal["new", "over_nothing", "over_kept", "over_lost"] = "new"
         self._label = label
+        self._held: bytes | bytearray = b""
+        self._is_reserved = False
         self._descriptor: int | None = None
+
+    @property
+    def has_replaced(self) -> bool:
+        """It stands in the place of the object, or of nothing."""
+        return self._state != "new"
+
+    @property
+    def is_clean(self) -> bool:
+        """There is nothing to discard."""
+        return self._descriptor is None and not self._is_there and self._state != "over_kept"
 
     def begin(self, size: int | None) -> None:
         with disk_errors(self._label):
@@ -352,6 +368,7 @@ class PoolUpload:
             self._is_there = True
             # Small ones fit or fail at once; the call would cost them more than it saves.
             if size is not None and size > BLOCK:
+                self._is_reserved = True
                 reserve(self._descriptor, size)
 
     def append(self, data: bytes | bytearray) -> None:
@@ -360,11 +377,18 @@ class PoolUpload:
             self.hasher.update(data)
             write_all(self._descriptor, data)
 
+    def hold(self, data: bytes | bytearray) -> None:
+        self._held = data
+
     def end(self, trailer: bytes, *, sync: bool) -> None:
+        """Write the trailer, and before it what is held."""
+        if self._descriptor is None:
+            self.begin(None)
         assert self._descriptor is not None
-        write_all(self._descriptor, trailer)
-        # What was reserved beyond the end would stand behind the trailer.
-        os.ftruncate(self._descriptor, self.hasher.size + len(trailer))
+        write_all(self._descriptor, self._held + trailer)
+        if self._is_reserved:
+            # What was reserved beyond the end would stand behind the trailer.
+            os.ftruncate(self._descriptor, self.hasher.size + len(trailer))
         if sync:
             os.fdatasync(self._descriptor)
 
@@ -390,11 +414,14 @@ class PoolUpload:
             path.unlink(missing_ok=True)
         self._state = "new"
 
-    def discard(self) -> None:
-        """Close it, and leave nothing but the object that it may have become."""
+    def close(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+    def discard(self) -> None:
+        """Close it, and leave nothing but the object that it may have become."""
+        self.close()
         if self._is_there:
             self.path.unlink(missing_ok=True)
             self._is_there = False

@@ -1,4 +1,7 @@
-"""A body on its way to becoming an object: received in large blocks, hashed as it passes, checked at its end."""
+"""A body on its way to becoming an object: received in large blocks, hashed as it passes, checked at its end.
+
+A small one is held until it is committed: each call of a thread costs more than writing it.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,15 +12,21 @@ from shardmill.core.errors import BadRequest
 from shardmill.storage.steps import finish
 from shardmill.storage.trailer import BLOCK, Hasher
 
+SMALL = 64 << 10  # bytes
+
 
 class Upload(Protocol):
-    """Where the bytes go; its calls block, so they run in threads."""
+    """Where the bytes go; `begin` and `append` block, so they run in threads."""
 
     hasher: Hasher
 
     def begin(self, size: int | None) -> None: ...
 
     def append(self, data: bytes | bytearray) -> None: ...
+
+    def hold(self, data: bytes | bytearray) -> None:
+        """The whole of a small body, hashed; the commit begins, and writes it."""
+        ...
 
 
 async def receive(
@@ -41,17 +50,25 @@ async def receive(
     async def append(data: bytearray) -> None:
         await loop.run_in_executor(threads, upload.append, data)
 
-    await finish(begin())
+    is_begun = size is not None and size > SMALL
+    if is_begun:
+        await finish(begin())
     pending = bytearray()
     async for data in body:
         pending += data
         if size is not None and upload.hasher.size + len(pending) > size:
             raise BadRequest(f"the body is longer than the {size} bytes announced; nothing was stored")
+        if not is_begun and len(pending) > SMALL:
+            is_begun = True
+            await finish(begin())
         if len(pending) >= BLOCK:
             # A thread that writes uses the buffer to its end, whoever has left meanwhile.
             await finish(append(pending))
             pending = bytearray()
-    if pending:
+    if not is_begun:
+        upload.hasher.update(pending)
+        upload.hold(pending)
+    elif pending:
         await finish(append(pending))
     received = upload.hasher.size
     if size is not None and received != size:
