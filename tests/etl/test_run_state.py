@@ -12,7 +12,7 @@ from shardmill.core.errors import BadShard, ServerError, ShardmillError
 from shardmill.core.specs import ErrorPolicy
 from shardmill.etl.arenas import Piece
 from shardmill.etl.batches import Batch, Dropped, Failed, Loss, Out, Result
-from shardmill.etl.run_state import RunState
+from shardmill.etl.run_state import Budget, RunState
 from shardmill.shards.framing import FramedField, frame_into, framed_size
 from shardmill.shards.grouping import Field, Sample
 from shardmill.shards.payloads import BytesPayload
@@ -317,3 +317,64 @@ def test_errors_of_a_state_are_the_users() -> None:
     run_with([Failed("boom", "trace")], state)
     assert isinstance(state.error, ShardmillError)
     assert state.error.status == 422
+
+
+def large(ordinal: int) -> Out:
+    return build_out(f"{ordinal:04d}", {"bin": bytes(100_000)})
+
+
+def test_runs_share_a_budget_and_each_reader_still_gets_on() -> None:
+    budget = Budget(250_000)
+    stalled, going = (RunState(policy=ErrorPolicy(), window=1 << 30, lanes=2, budget=budget, start=0) for _ in range(2))
+    for state in (stalled, going):
+        state.add_samples([build_sample(ordinal) for ordinal in range(50)])
+    taken = 0
+    while (batch := stalled.next_batch()) is not None:
+        finish(stalled, batch, [large(sample.ordinal) for sample in batch.samples])
+        taken += len(batch.samples)
+    assert taken == 3
+    assert budget.used == stalled.outstanding > budget.limit
+    for _ in range(5):
+        batch = going.next_batch()
+        assert batch is not None
+        assert len(batch.samples) == 1
+        assert going.next_batch() is None
+        finish(going, batch, [large(batch.samples[0].ordinal)])
+        assert going.next_batch() is None
+        assert drain(going)
+        assert budget.used == stalled.outstanding
+    going.abandon()
+    stalled.abandon()
+    assert budget.used == 0
+
+
+def test_what_a_failed_run_held_is_given_back() -> None:
+    budget = Budget()
+    state = RunState(policy=ErrorPolicy(), window=1 << 30, lanes=2, budget=budget)
+    state.add_samples([build_sample(ordinal) for ordinal in range(4)])
+    batches = [state.next_batch() for _ in range(4)]
+    for ordinal in (3, 2, 1):
+        batch = batches[ordinal]
+        assert batch is not None
+        finish(state, batch, [large(ordinal)])
+    assert budget.used > 300_000
+    first = batches[0]
+    assert first is not None
+    finish(state, first, [Failed("no", None)])
+    assert state.phase == "failed"
+    assert budget.used == state.outstanding == 0
+
+
+def test_samples_without_a_payload_are_not_held_back_without_bound() -> None:
+    state = new_state()
+    count = 5000
+    state.add_samples([build_sample(ordinal) for ordinal in range(count)])
+    sent = 0
+    while (batch := state.next_batch()) is not None:
+        finish(state, batch, [build_out(sample.key, {"cls": b""}) for sample in batch.samples])
+        sent += len(drain(state))
+        assert batch.samples[-1].ordinal * 512 - sent < 2 << 20
+    state.end_index()
+    data = drain(state)
+    assert sent + len(data) >= count * 512
+    assert state.outstanding == state.budget.used == 0

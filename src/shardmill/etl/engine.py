@@ -27,7 +27,7 @@ from shardmill.etl.object_run import ObjectRun
 from shardmill.etl.object_state import ObjectState
 from shardmill.etl.probe import SAMPLES, probe
 from shardmill.etl.run import Order, Run
-from shardmill.etl.run_state import RunState, SampleFailed
+from shardmill.etl.run_state import Budget, RunState, SampleFailed
 from shardmill.etl.runs import Plan, Runs
 from shardmill.etl.sample_run import SampleRun, ShardReader
 from shardmill.etl.scratch import remove_tree
@@ -66,6 +66,7 @@ class Engine:
         self.results = results
         self.runs = Runs(self._build_run, results, max_runs=settings.max_runs, link=self.failures.link)
         self._spool_window = spool_window
+        self._budget = Budget(settings.node_window)
         self._counters: dict[str, VersionCounters] = {}
 
     @classmethod
@@ -225,9 +226,15 @@ class Engine:
         )
         if plan.version.info.kind != "sample":
             window = min(self._window(), ARENA // 2)
-            return ObjectRun(order, ObjectState(window=window, max_output=self.settings.max_object_output))
+            limit = self.settings.max_object_output
+            return ObjectRun(order, ObjectState(window=window, max_output=limit, budget=self._budget))
         state = RunState(
-            policy=spec.errors, window=self._window(), lanes=self.pool.lanes, start=spec.start, count=spec.count
+            policy=spec.errors,
+            window=self._window(),
+            lanes=self.pool.lanes,
+            start=spec.start,
+            count=spec.count,
+            budget=self._budget,
         )
         return SampleRun(order, state, self._threads)
 

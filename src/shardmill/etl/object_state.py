@@ -8,7 +8,7 @@ from shardmill.core.errors import TransformFailed
 from shardmill.etl.arenas import Piece
 from shardmill.etl.batches import Batch, Failed, Loss
 from shardmill.etl.holding import Holding
-from shardmill.etl.run_state import Chunk, OutputState, SampleFailed
+from shardmill.etl.run_state import Budget, Chunk, OutputState, SampleFailed
 from shardmill.shards.grouping import Sample
 
 OBJECT = Sample("", 0, ())
@@ -24,10 +24,11 @@ class ObjectState(OutputState):
         window: Bytes that the run may be ahead of its reader.
         max_output: Bytes of output at most.
         retries: How often it may lose its worker.
+        budget: Shared with the node's other runs.
     """
 
-    def __init__(self, *, window: int, max_output: int, retries: int = 1) -> None:
-        super().__init__(window=window)
+    def __init__(self, *, window: int, max_output: int, retries: int = 1, budget: Budget | None = None) -> None:
+        super().__init__(window=window, budget=budget)
         self._max_output = max_output
         self._retries = retries
         self._attempt = 0
@@ -52,7 +53,10 @@ class ObjectState(OutputState):
     def allowed(self) -> int:
         """Bytes of output that the worker may give, from the first on: as far as window, readers and disk have room."""
         # What is held back counts for neither: without more of it nothing could go on.
-        return self.framed + int(max(0, min(self.window - self.outstanding, self.limit - self.bytes_out)))
+        room = min(self.window - self.outstanding, self.limit - self.bytes_out)
+        if self.outstanding:
+            room = min(room, self.budget.limit - self.budget.used)
+        return self.framed + int(max(0, room))
 
     def add_pieces(self, pieces: list[Piece]) -> None:
         """More output, in order."""
@@ -73,7 +77,7 @@ class ObjectState(OutputState):
         if safe - start > _SMALL:
             self._push_tail(len(self._tail))
             self._tail += piece.data[safe - start :]
-            self.outstanding += piece.size
+            self._hold(piece.size)
             self._push(Chunk(piece=piece, stop=safe - start, held=piece.size))
             return
         self._tail += piece.data
@@ -83,7 +87,7 @@ class ObjectState(OutputState):
     def _push_tail(self, size: int) -> None:
         """Let go of the oldest bytes that were held back."""
         if size:
-            self.outstanding += size
+            self._hold(size)
             self._push(Chunk(bytes(self._tail[:size]), held=size))
             del self._tail[:size]
 

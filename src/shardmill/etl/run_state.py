@@ -23,6 +23,8 @@ MAX_BATCH = 64  # samples
 _SMALL = 1 << 16  # bytes; output up to this is joined before it is sent
 _JOINED = 1 << 18
 
+_MAX_TAIL = 1 << 20  # bytes held back; more than this without a payload is sent all the same
+
 Phase = Literal["running", "ended", "failed"]
 
 
@@ -68,14 +70,28 @@ class Chunk:
             self.piece.is_pinned = False
 
 
+@dataclass(slots=True)
+class Budget:
+    """Memory that all runs of a node have for what is framed and not yet sent."""
+
+    limit: float = math.inf
+    """Bytes. A run that has nothing outstanding may pass it by one batch, so that every reader gets on."""
+    used: int = 0
+
+    @property
+    def is_spent(self) -> bool:
+        return self.used >= self.limit
+
+
 class OutputState:
     """What a run decides whatever it works on: how it ends, and which bytes may be sent.
 
     Args:
         window: Bytes that the run may be ahead of its reader.
+        budget: Shared with the node's other runs.
     """
 
-    def __init__(self, *, window: int) -> None:
+    def __init__(self, *, window: int, budget: Budget | None = None) -> None:
         self.phase: Phase = "running"
         self.error: ShardmillError | None = None
         self.failures: list[SampleFailed] = []
@@ -90,6 +106,7 @@ class OutputState:
         self.is_fault_of_input = False
         """The error would come again: it is of the function or the object, not of a worker or the disk."""
         self.window = window
+        self.budget = budget or Budget()
         self._chunks: deque[Chunk] = deque()
 
     def take_chunk(self) -> Chunk | None:
@@ -111,7 +128,7 @@ class OutputState:
 
     def give_back(self, chunk: Chunk) -> None:
         """Nobody needs the chunk's bytes any more."""
-        self.outstanding -= chunk.held
+        self._hold(-chunk.held)
         if chunk.piece is not None:
             chunk.piece.release()
 
@@ -141,6 +158,11 @@ class OutputState:
     def _drop_work(self) -> None:
         """Nothing more is done: forget what is waiting."""
 
+    def _hold(self, size: int) -> None:
+        """Bytes that were framed; negative: that nobody needs any more."""
+        self.outstanding += size
+        self.budget.used += size
+
     def _push(self, chunk: Chunk) -> None:
         self.bytes_out += chunk.size
         self._chunks.append(chunk)
@@ -156,6 +178,7 @@ class RunState(OutputState):
         start: First source sample.
         count: Source samples at most, or None.
         retries: How often a batch may lose its worker.
+        budget: Shared with the node's other runs.
     """
 
     def __init__(
@@ -167,8 +190,9 @@ class RunState(OutputState):
         start: int = 0,
         count: int | None = None,
         retries: int = 1,
+        budget: Budget | None = None,
     ) -> None:
-        super().__init__(window=window)
+        super().__init__(window=window, budget=budget)
         self.samples_out = 0
         self.processed = 0
         """Source samples whose result was taken, in order."""
@@ -190,7 +214,7 @@ class RunState(OutputState):
         self._failed = 0
         self._last_failure = Failed("no sample failed", None)
         self._last_key: str | None = None
-        self._tail = b""
+        self._tail = bytearray()
         self._seconds = 0.0
         self._timed = 0
         self._average_out = 0.0
@@ -224,7 +248,10 @@ class RunState(OutputState):
             return False
         if not self._in_flight and not self._results:
             # Whatever is outstanding, the sample that the reader waits for next must be on its way.
-            return self.outstanding < self.window and self.framed < self.limit
+            has_room = self.outstanding < self.window and self.framed < self.limit
+            return has_room and not (self.budget.is_spent and self.outstanding)
+        if self.budget.is_spent:
+            return False
         waiting = sum(len(batch.samples) - batch.done for batch in self._in_flight.values()) * self._average_out
         return self.outstanding + waiting < self.window and self.framed + waiting < self.limit
 
@@ -246,7 +273,8 @@ class RunState(OutputState):
         size = BATCH_SECONDS * self._timed / max(self._seconds, 1e-9)
         if self._average_out:
             # A batch of large samples would hold up the ones behind it in the window.
-            size = min(size, self.window / (2 * self._ramp * self._average_out))
+            room = min(self.window, max(0, self.budget.limit - self.budget.used))
+            size = min(size, room / (2 * self._ramp * self._average_out))
         return max(1, min(MAX_BATCH, int(size)))
 
     def add_results(self, batch: Batch, results: list[tuple[int, Result]], seconds: float) -> None:
@@ -261,7 +289,7 @@ class RunState(OutputState):
                 continue
             if isinstance(result, Out):
                 size = sum(piece.size for piece in result.pieces)
-                self.outstanding += size
+                self._hold(size)
                 self.framed += size
                 self._average_out = self.framed / self._timed
             self._results[ordinal] = result
@@ -285,7 +313,7 @@ class RunState(OutputState):
 
     def _drop_work(self) -> None:
         for result in self._results.values():
-            _release(result)
+            self._drop(result)
         self._results.clear()
         self._indexed.clear()
         self._again.clear()
@@ -308,8 +336,7 @@ class RunState(OutputState):
 
     def _take(self, sample: Sample, result: Result) -> None:
         if isinstance(result, Out) and result.first_key == self._last_key:
-            _release(result)
-            self.outstanding -= sum(piece.size for piece in result.pieces)
+            self._drop(result)
             message = f"two adjacent samples have the key {result.first_key!r}; give each its own __key__"
             result = Failed(message, None)
         match result:
@@ -347,13 +374,14 @@ class RunState(OutputState):
         """Queue what may be sent and hold back the rest."""
         if piece.cut == 0:
             # No payload at all: a reader could take any of it for the end.
-            self._tail += bytes(piece.data)
-            self.outstanding -= piece.size
+            self._tail += piece.data
+            self._hold(-piece.size)
             piece.release()
+            if len(self._tail) > _MAX_TAIL:
+                self._push_tail()
             return
-        head, self._tail = self._tail, bytes(piece.data[piece.cut :])
-        if head:
-            self._push(Chunk(head))
+        self._push_tail()
+        self._tail += piece.data[piece.cut :]
         self._push(Chunk(piece=piece, stop=piece.cut, held=piece.size))
 
     def _finish(self) -> None:
@@ -367,9 +395,22 @@ class RunState(OutputState):
         if self._failed and self._failed == self.processed:
             self._fail_all()
             return
-        self._push(Chunk(self._tail))
+        self._push_tail()
         self._push(Chunk(bytes(end_padding(self.bytes_out))))
         self.phase = "ended"
+
+    def _push_tail(self) -> None:
+        if self._tail:
+            size = len(self._tail)
+            self._hold(size)
+            self._push(Chunk(bytes(self._tail), held=size))
+            self._tail.clear()
+
+    def _drop(self, result: Result) -> None:
+        """A result that was held is not needed."""
+        if isinstance(result, Out):
+            self._hold(-sum(piece.size for piece in result.pieces))
+        _release(result)
 
 
 def _release(result: Result) -> None:
