@@ -1,6 +1,8 @@
 """Cutting a tar stream by where it may stop, judged by the readers that would be fooled."""
 
 import io
+import itertools
+import mmap
 import subprocess
 import tarfile
 
@@ -114,9 +116,25 @@ def test_members_without_payloads_are_not_held_without_bound(data: bytes) -> Non
 
 def test_large_payloads_are_not_copied() -> None:
     view = memoryview(framed([("big.npy", 1 << 20)]))
-    loose = next(piece for piece in Stretches().feed(view) if not piece.is_whole)
+    feeding = Stretches().feed(view)
+    loose = next(piece for piece in feeding if not piece.is_whole)
     assert isinstance(loose.data, memoryview)
     assert loose.data.obj is view.obj
+
+
+@pytest.mark.parametrize("taken", [1, 2, 3, 100])
+def test_no_view_is_kept_once_it_is_closed(taken: int) -> None:
+    """Whoever still refers to a stretch: the memory may be unmapped, and its descriptor with it."""
+    data = framed([("small.txt", 10), ("big.npy", 1 << 20), ("other.npy", 1 << 20)])
+    memory = mmap.mmap(-1, len(data))
+    memory[:] = data
+    view = memoryview(memory)
+    feeding = Stretches().feed(view)
+    kept = list(itertools.islice(feeding, taken))
+    feeding.close()
+    view.release()
+    memory.close()
+    assert kept
 
 
 @pytest.mark.parametrize("data", [b"<html>" * 1000, bytes(5000), b"\xff" * 5000])

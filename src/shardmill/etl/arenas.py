@@ -32,6 +32,8 @@ class SharedArena:
         self.view.release()
         with contextlib.suppress(BufferError):
             self._map.close()
+        # What is being sent refers to the memory by itself; this object may be kept longer, by a dead worker's.
+        del self._map
 
 
 class Piece:

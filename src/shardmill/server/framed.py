@@ -5,6 +5,7 @@ for the end are given to the kernel at once, and only when it has room for them 
 """
 
 import asyncio
+import contextlib
 import os
 import select
 import socket
@@ -64,8 +65,10 @@ class FramedSender:
         """
         if self._room is not None:
             self._stretches.limit = self._room.size
-        for stretch in self._stretches.feed(data):
-            await self._send(stretch)
+        # A forgotten view would keep a worker's whole memory, and its descriptor, until garbage is collected.
+        with contextlib.closing(self._stretches.feed(data)) as stretches:
+            for stretch in stretches:
+                await self._send(stretch)
 
     async def finish(self) -> None:
         """Send what is left and end the body."""
@@ -77,11 +80,11 @@ class FramedSender:
         if stretch.is_whole and self._room is not None and not self._room.is_there:
             async with patience_with_reader(self._call.request.transport, self._send_timeout):
                 await self._room.wait()
-        view = memoryview(stretch.data)
-        for start in range(0, len(view), SLICE):
-            piece = view[start : start + SLICE]
-            kept = bytes(piece) if _COPIES and not stretch.is_whole else piece
-            await hand_on(self._call, self._answer, kept, self._send_timeout)
+        with memoryview(stretch.data) as view:
+            for start in range(0, len(view), SLICE):
+                with view[start : start + SLICE] as piece:
+                    kept = bytes(piece) if _COPIES and not stretch.is_whole else piece
+                    await hand_on(self._call, self._answer, kept, self._send_timeout)
 
 
 class _Room:

@@ -4,7 +4,7 @@ Tar readers take a stop anywhere from the end of a payload to the end of the nex
 a process can be killed between any two bytes that it gives to the kernel. So those bytes have to be given all at once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
 from shardmill.shards.framing import BLOCK, padding
@@ -22,7 +22,7 @@ class Stretch(NamedTuple):
     """Consecutive bytes of the stream."""
 
     data: memoryview | bytes
-    """A view of what was fed is valid as long as that is."""
+    """A view of what was fed is released once the next stretch is asked for."""
     is_whole: bool
     """The stream may stop before these bytes and behind them, not among them; otherwise anywhere."""
 
@@ -47,34 +47,41 @@ class Stretches:
         self._is_open = False
         """What follows may stop anywhere: it lies behind the last member."""
 
-    def feed(self, data: memoryview | bytes) -> Iterator[Stretch]:
-        """Stretches of what was fed, up to the last place where the stream may stop; take them all."""
-        view = memoryview(data)
-        position = 0
-        while position < len(view):
-            if self._is_open:
-                yield Stretch(view[position:], False)
-                return
-            if self._loose:
-                piece = view[position : position + self._loose]
-                self._loose -= len(piece)
-                if self._whole:
-                    self._whole += piece
-                else:
-                    yield Stretch(piece, False)
-            elif self._fixed:
-                piece = view[position : position + self._fixed]
-                self._fixed -= len(piece)
-                self._whole += piece
-                self._is_inside = False
-            else:
-                piece = view[position : position + BLOCK - len(self._header)]
-                self._header += piece
-                if len(self._header) == BLOCK:
-                    yield from self._step()
-            position += len(piece)
+    def feed(self, data: memoryview | bytes) -> Generator[Stretch, None, None]:
+        """Stretches of what was fed, up to the last place where the stream may stop.
+
+        Take them all, or close the generator: it holds views of the data, each until the next is asked for.
+        """
+        with memoryview(data) as view:
+            yield from self._cut(view)
         if self._is_inside:
             yield from self._give()
+
+    def _cut(self, view: memoryview) -> Iterator[Stretch]:
+        position = 0
+        while position < len(view) and not self._is_open:
+            if self._loose:
+                with view[position : position + self._loose] as piece:
+                    size = len(piece)
+                    self._loose -= size
+                    if self._whole:
+                        self._whole += piece
+                    else:
+                        yield Stretch(piece, False)
+            elif self._fixed:
+                size = min(self._fixed, len(view) - position)
+                self._fixed -= size
+                self._whole += view[position : position + size]
+                self._is_inside = False
+            else:
+                size = min(BLOCK - len(self._header), len(view) - position)
+                self._header += view[position : position + size]
+                if len(self._header) == BLOCK:
+                    yield from self._step()
+            position += size
+        if position < len(view):
+            with view[position:] as rest:
+                yield Stretch(rest, False)
 
     def finish(self) -> Iterator[Stretch]:
         """What is left at the stream's end. A stream that failed leaves it unsent."""
