@@ -18,6 +18,7 @@ from typing import Any
 from shardmill.etl.staging import BOOT, stage
 from shardmill.shards import ShardIndex
 from shardmill.worker import wire
+from shardmill.worker.arena import read_progress
 
 ARENA = 4 << 20
 MEMORY = 4 << 30
@@ -112,12 +113,22 @@ class DrivenWorker:
         elif head["fits"]:
             self.connection.send({"t": "room", "regions": [], "size": None})
         else:
-            size = head["bytes"] + (1 << 16)
-            arena = new_arena(size)
-            self._arena.close()
-            self._arena = mmap.mmap(arena, size, prot=mmap.PROT_READ)
-            self.connection.send({"t": "room", "regions": [], "size": size}, descriptors=(arena,))
-            os.close(arena)
+            self.replace_arena(head["bytes"] + (1 << 16))
+
+    def replace_arena(self, size: int) -> None:
+        arena = new_arena(size)
+        self._arena.close()
+        self._arena = mmap.mmap(arena, size, prot=mmap.PROT_READ)
+        self.connection.send({"t": "room", "regions": [], "size": size}, descriptors=(arena,))
+        os.close(arena)
+
+    def read(self, offset: int, size: int) -> bytes:
+        return self._arena[offset : offset + size]
+
+    def progress(self) -> tuple[int, int, int]:
+        """Batch and ordinal of the sample in work, and how many there were."""
+        with memoryview(self._arena) as view:
+            return read_progress(view)
 
     def close(self) -> None:
         if self.is_closed:

@@ -507,12 +507,12 @@ class WorkerProcess:
         for piece in list(self._held.values()):
             piece.evacuate()
         released, self._released = self._released, []
-        if fits and not self._held:
+        if fits and (released or not self._held):
             self._channel.send({"t": "room", "regions": released, "size": None})
             return
-        # Too small, or a reader is being sent from it: what is pinned there stays mapped until it is released.
+        # Too small, or readers are being sent from it: what is pinned there stays mapped until it is released.
         self._held.clear()
-        arena, self._arena = self._arena, SharedArena(_round_up(size + 2 * HEADER))
+        arena, self._arena = self._arena, SharedArena(max(ARENA, _round_up(size + 2 * HEADER)))
         arena.close()
         self._channel.send(
             {"t": "room", "regions": released, "size": self._arena.size}, descriptors=(self._arena.descriptor,)
