@@ -202,14 +202,14 @@ class SmallDisk:
         """Leave room for nothing: no byte, no file, no directory."""
         if not self.is_own:
             return
-        with contextlib.suppress(OSError), (self.served.node.data / "ballast").open("wb", buffering=0) as file:
+        with contextlib.suppress(OSError), (self.served.node.data / "ballast").open("ab", buffering=0) as file:
             while True:
                 file.write(bytes(MIB))
         with contextlib.suppress(OSError), (self.served.node.data / "ballast").open("ab", buffering=0) as file:
             while True:
                 file.write(b"x")
         with contextlib.suppress(OSError):
-            for number in itertools.count():
+            for number in itertools.count(len(list(self.served.node.data.glob("ballast-*")))):
                 (self.served.node.data / f"ballast-{number}").mkdir()
 
     def empty(self) -> None:
@@ -269,6 +269,8 @@ def test_on_a_full_disk_every_sample_still_arrives(shards: Path, tmp_path: Path)
         wait_until(lambda: metric(served.client, "shardmill_workers") == 0, "idle workers do not end")
         read(small, 8)
         if disk.is_own:
+            # Runs have made room meanwhile: results that gave way, scratch directories that were removed.
+            disk.fill()
             with pytest.raises(InsufficientStorage, match="nothing was registered"):
                 served.client.transforms.add(noise, "late", args={"size": 1000})
             served.client.close()
