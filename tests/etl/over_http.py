@@ -1,6 +1,7 @@
 """A node's transforms over HTTP, as any client that knows the API would use them."""
 
 import http.client
+import sys
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -95,8 +96,13 @@ class Served:
 
 @contextmanager
 def serve(
-    directory: Path, *flags: str, data: Path | None = None, environ: dict[str, str] | None = None
+    directory: Path,
+    *flags: str,
+    data: Path | None = None,
+    environ: dict[str, str] | None = None,
+    python: str = sys.executable,
 ) -> Iterator[Served]:
     """A node over a directory of shards."""
-    with running_node("--bucket", f"{BUCKET}=dir:{directory}", *flags, data=data, environ=environ) as node:
+    bucket = f"{BUCKET}=dir:{directory}"
+    with running_node("--bucket", bucket, *flags, data=data, environ=environ, python=python) as node:
         yield Served(node)
