@@ -20,7 +20,9 @@ MIB = 1 << 20
 
 
 def sample(ordinal: int) -> bytes:
-    return member(b"%04d.cls" % ordinal, b"7") + member(b"%04d.txt" % ordinal, b"text of %d" % ordinal * 50)
+    """As a run gives it again: with its number in the first header."""
+    first = header(b"%04d.cls" % ordinal, 1, devices=b"%07o\0%07o\0" % divmod(ordinal, 8**7))
+    return first + b"7" + bytes(511) + member(b"%04d.txt" % ordinal, b"text of %d" % ordinal * 50)
 
 
 # More than a run looks ahead, so that its first bytes are sent before the last ones are looked at.

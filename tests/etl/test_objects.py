@@ -402,7 +402,8 @@ def test_memory_behind_a_stalled_reader_is_bounded_and_it_holds_up_nobody(
                 assert await read(engine, same, source) == source.read_bytes()
                 worked = running._worked
                 await asyncio.sleep(1.0)
-                assert running.state.framed == framed
+                # Nothing but what was on its way when it was parked.
+                assert running.state.framed <= framed + (1 << 20)
                 assert running._worked - worked < 0.9
                 total = 0
                 while (part := await reading.next()) is not None:

@@ -22,11 +22,14 @@ def header(
     mtime: bytes = b"00000000000\0",
     checksum: bytes | None = None,
     uname: bytes = b"someone",
+    devices: bytes = bytes(16),
 ) -> bytes:
     """One header block; `size` as bytes is written as it stands."""
     size_field = b"%011o\0" % size if isinstance(size, int) else size.ljust(12, b"\0")
     head = name.ljust(100, b"\0") + b"0000644\x000001750\x000001750\0" + size_field + mtime
-    tail = kind + bytes(100) + magic + uname.ljust(32, b"\0") + bytes(32 + 16) + prefix.ljust(155, b"\0") + bytes(12)
+    tail = (
+        kind + bytes(100) + magic + uname.ljust(32, b"\0") + bytes(32) + devices + prefix.ljust(155, b"\0") + bytes(12)
+    )
     total = sum(head) + sum(tail) + 8 * 32
     return head + (b"%06o\0 " % total if checksum is None else checksum.ljust(8, b"\0")) + tail
 
