@@ -15,7 +15,7 @@ import typer
 from typer.main import get_command
 
 from shardmill import __version__
-from shardmill.cli import node, objects, serve, transfer, transforms
+from shardmill.cli import node, objects, serve, top, transfer, transforms
 from shardmill.cli.output import say
 from shardmill.config import ConfigError
 from shardmill.core.errors import (
@@ -60,6 +60,7 @@ app.command()(objects.mb)
 app.command()(objects.rb)
 app.add_typer(transforms.app, name="transform")
 app.command()(node.status)
+app.command()(top.top)
 app.command()(node.doctor)
 app.command()(node.config)
 

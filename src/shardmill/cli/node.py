@@ -2,7 +2,6 @@
 
 import importlib.util
 import platform
-import re
 import shutil
 import sys
 import time
@@ -15,21 +14,21 @@ import typer
 
 from shardmill import __version__
 from shardmill.cli.locations import EndpointOption, connect
+from shardmill.cli.metrics import Metrics
 from shardmill.cli.output import JsonOption, print_document, print_json, print_table, say, size_text
 from shardmill.client import Client, NodeUnreachable
-from shardmill.core.api import ConfigInfo
+from shardmill.core.api import ConfigInfo, TransformStatistics
 from shardmill.core.errors import ShardmillError
 
 LOW_DISK = 0.05  # of the file system's size free; below, results begin to leave
 CLOCK_SKEW = 5.0  # seconds; signed URLs and Last-Modified go wrong beyond
-
-_METRIC = re.compile(r"(\w+)(?:\{(.*)\})? ([0-9.eE+-]+)")
 
 
 def status(json: JsonOption = False, endpoint: EndpointOption = None) -> None:
     """Show a node's buckets, transforms, environments and runs."""
     client = connect(endpoint)
     settings = client.config()
+    now = client.runs()
     facts: dict[str, Any] = {
         "endpoint": client.endpoint,
         "version": settings.version,
@@ -37,7 +36,9 @@ def status(json: JsonOption = False, endpoint: EndpointOption = None) -> None:
         "buckets": client.buckets(),
         "transforms": client.transforms.list(),
         "environments": settings.environments,
-        "runs": _labelled(client.metrics(), "shardmill_runs"),
+        "runs": Metrics.parse(client.metrics()).by("shardmill_runs", "state"),
+        "going_on": now.runs,
+        "totals": now.transforms,
     }
     if json:
         print_document(facts)
@@ -51,8 +52,32 @@ def status(json: JsonOption = False, endpoint: EndpointOption = None) -> None:
             [(item.uri, item.backing, "read-write" if item.writable else "read-only") for item in facts["buckets"]],
         ),
         (
-            ("transform", "environment", "decoder", "from"),
-            [(item.uuid, item.environment, item.decoder or "-", item.label) for item in facts["transforms"]],
+            ("transform", "environment", "decoder", "from", "held up by"),
+            [
+                (
+                    item.uuid,
+                    item.environment,
+                    item.decoder or "-",
+                    item.label,
+                    _bottleneck(now.transforms.get(item.name)),
+                )
+                for item in facts["transforms"]
+            ],
+        ),
+        (
+            ("run", "spec", "object", "readers", "done", "samples/s", "held up by"),
+            [
+                (
+                    item.id,
+                    item.spec,
+                    f"{item.bucket}/{item.object}",
+                    str(item.readers),
+                    f"{item.done:.0%}",
+                    f"{item.rate:.1f}",
+                    _bottleneck(item.statistics),
+                )
+                for item in now.runs
+            ],
         ),
         (
             ("environment", "state", "python", "interpreter"),
@@ -63,6 +88,11 @@ def status(json: JsonOption = False, endpoint: EndpointOption = None) -> None:
         if rows:
             print()
             print_table(headings, rows)
+
+
+def _bottleneck(statistics: TransformStatistics | None) -> str:
+    found = statistics.bottleneck if statistics is not None else None
+    return f"{found.label} {found.share:.0%}" if found is not None else "-"
 
 
 def config(endpoint: EndpointOption = None) -> None:
@@ -170,14 +200,3 @@ def _clock_skew(client: Client) -> float:
     """Seconds that the node's clock is ahead; to the second, as its Date header is."""
     date = client.probe().get("Date")
     return 0.0 if date is None else round(parsedate_to_datetime(date).timestamp() - time.time())
-
-
-def _labelled(metrics: str, name: str) -> dict[str, float]:
-    """The values of one metric by the value of its single label."""
-    values = {}
-    for line in metrics.splitlines():
-        match = _METRIC.fullmatch(line.strip())
-        if match and match[1] == name:
-            label = re.search(r'"([^"]*)"', match[2] or "")
-            values[label[1] if label else ""] = float(match[3])
-    return values

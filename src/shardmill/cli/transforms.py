@@ -239,12 +239,28 @@ def _facts(details: TransformDetails) -> list[tuple[str, object]]:
     facts.append(("since start", _totals_text(totals)))
     if totals.samples:
         facts.append(("per sample", trying.costs_text(totals)))
+    if totals.seconds:
+        facts.append(("waited", _waits_text(totals)))
+    if totals.bottleneck is not None:
+        facts.append(("held up by", totals.bottleneck.text))
     return facts
+
+
+def _waits_text(totals: TransformStatistics) -> str:
+    """Seconds by the clock, summed over runs."""
+    waits = {
+        "the bucket": totals.seconds_fetch,
+        "a worker": totals.seconds_wait,
+        "readers": totals.seconds_send,
+        "the results' disk": totals.seconds_keep,
+    }
+    parts = ", ".join(f"{seconds:.1f} for {what}" for what, seconds in waits.items())
+    return f"of {totals.seconds:.1f} s that runs took: {parts}"
 
 
 def _totals_text(totals: TransformStatistics) -> str:
     return (
-        f"{totals.runs} runs, {totals.samples} samples, {totals.failures} failures, "
+        f"{totals.runs} runs, {totals.samples} samples, {totals.dropped} dropped, {totals.failures} failures, "
         f"{size_text(totals.bytes_in)} in, {size_text(totals.bytes_out)} out"
     )
 

@@ -182,5 +182,9 @@ def _cpu_seconds(costs: TransformStatistics) -> float:
 
 def difference(later: TransformStatistics, earlier: TransformStatistics) -> TransformStatistics:
     return TransformStatistics(
-        **{name: getattr(later, name) - getattr(earlier, name) for name in TransformStatistics.__struct_fields__}
+        **{
+            name: getattr(later, name) - getattr(earlier, name)
+            for name in TransformStatistics.__struct_fields__
+            if name != "bottleneck"
+        }
     )

@@ -10,7 +10,7 @@ import msgspec
 from shardmill.client.handles import BucketHandle, ObjectHandle
 from shardmill.client.http import DEFAULT_ENDPOINT, Transport
 from shardmill.client.transforms import TransformsHandle
-from shardmill.core.api import Announcement, BucketInfo, Buckets, ConfigInfo, SampleCounts, ShardNames
+from shardmill.core.api import Announcement, BucketInfo, Buckets, ConfigInfo, Runs, SampleCounts, ShardNames
 from shardmill.core.errors import BadRequest, ObjectNotFound
 from shardmill.core.refs import Bucket, ObjectRef
 from shardmill.core.templates import expand, listing_prefix, match_listing, needs_listing
@@ -62,6 +62,11 @@ class Client:
         """The node's effective settings, secrets masked, with its environments and isolation layers."""
         with self._transport.request("GET", "/api/config") as answer:
             return msgspec.json.decode(answer.read_all(), type=ConfigInfo)
+
+    def runs(self) -> Runs:
+        """What goes on: runs with their readers, rates and bottlenecks, and the workers."""
+        with self._transport.request("GET", "/api/runs") as answer:
+            return msgspec.json.decode(answer.read_all(), type=Runs)
 
     def probe(self) -> Mapping[str, str]:
         """Ask whether the node lives; returns the headers of its answer."""

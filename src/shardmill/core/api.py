@@ -138,8 +138,27 @@ class TransformInfo(msgspec.Struct, frozen=True):
     probe: ProbeReport | None = None
 
 
+Stage = Literal["fetch", "read", "decode", "user", "encode", "wait", "send", "keep"]
+"""Where time goes: in the bucket, in workers (four), in the queue for one, at the reader, on the results' disk."""
+
+
+class Bottleneck(msgspec.Struct, frozen=True):
+    """The stage that holds runs up."""
+
+    stage: Stage
+    label: str
+    """For people: `user code`, `the reader`."""
+    share: float
+    """Of the time by the clock, 0 to 1."""
+    text: str
+    """A sentence with the figure that it rests on."""
+
+
 class TransformStatistics(msgspec.Struct, frozen=True):
-    """Totals of one version since the node started; seconds summed over workers."""
+    """Totals of one version since the node started.
+
+    Seconds in read, decode, user and encode are summed over workers; all others are by the clock, summed over runs.
+    """
 
     runs: int = 0
     samples: int = 0
@@ -150,6 +169,64 @@ class TransformStatistics(msgspec.Struct, frozen=True):
     seconds_decode: float = 0.0
     seconds_user: float = 0.0
     seconds_encode: float = 0.0
+    dropped: int = 0
+    """Samples that the function left out."""
+    seconds: float = 0.0
+    """Of runs, until a reader has everything."""
+    seconds_fetch: float = 0.0
+    """Waited for the object's bytes."""
+    seconds_wait: float = 0.0
+    """Waited for a worker."""
+    seconds_send: float = 0.0
+    """The fastest reader had not taken what was ready."""
+    seconds_keep: float = 0.0
+    """Waited for the disk that results are kept on."""
+    bottleneck: Bottleneck | None = None
+    """None: too little has happened."""
+
+
+class RunInfo(msgspec.Struct, frozen=True):
+    """One run that goes on, or whose readers do."""
+
+    id: str
+    """As in `Shardmill-Run`."""
+    transform: str
+    """`name@` + 12 digits (+ `,args=`)."""
+    spec: str
+    bucket: str
+    object: str
+    state: Literal["running", "ended", "failed"]
+    readers: int
+    ahead: bool
+    """Begun because it was announced; nobody has asked for it yet."""
+    shared: bool
+    """Others who ask for the same join it."""
+    started: float
+    done: float
+    """Of the object, 0 to 1; 0 where it is not known."""
+    statistics: TransformStatistics
+    """Of this run."""
+    rate: float
+    """Samples a second from the start to the last one, whatever their outcome."""
+    published: int
+    """Bytes that readers may have."""
+    taken: int
+    """Bytes that the fastest reader has."""
+
+
+class Runs(msgspec.Struct, frozen=True):
+    """`GET /api/runs`: the oldest first."""
+
+    time: float
+    runs: list[RunInfo]
+    lanes: int
+    """Workers that may be at work at once."""
+    busy: int
+    """Workers at work now."""
+    workers: dict[str, int]
+    """Environment → processes, those that wait for work included."""
+    transforms: dict[str, TransformStatistics]
+    """Name → totals of all its versions since the node started, if any ran."""
 
 
 class TransformDetails(msgspec.Struct, frozen=True):

@@ -12,7 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from shardmill.config import EnvironmentSettings, TransformSettings
-from shardmill.core.api import Code, FailureInfo, ProbeReport, TransformInfo, TransformRequest, TransformStatistics
+from shardmill.core.api import (
+    Code,
+    FailureInfo,
+    ProbeReport,
+    RunInfo,
+    TransformInfo,
+    TransformRequest,
+    TransformStatistics,
+)
 from shardmill.core.errors import BadRequest, TransformFailed
 from shardmill.core.meta import ObjectMeta
 from shardmill.core.refs import ObjectRef
@@ -32,7 +40,7 @@ from shardmill.etl.runs import Plan, Runs
 from shardmill.etl.sample_run import SampleRun, ShardReader
 from shardmill.etl.scratch import remove_tree
 from shardmill.etl.staging import stage
-from shardmill.etl.statistics import EngineStatistics, VersionCounters
+from shardmill.etl.statistics import Counters, EngineStatistics
 from shardmill.etl.versions import Version, Versions, arguments_hash, build_info
 from shardmill.etl.workers import WorkerPool
 
@@ -67,7 +75,7 @@ class Engine:
         self.runs = Runs(self._build_run, results, max_runs=settings.max_runs, link=self.failures.link)
         self._spool_window = spool_window
         self._budget = Budget(settings.node_window)
-        self._counters: dict[str, VersionCounters] = {}
+        self._counters: dict[str, Counters] = {}
 
     @classmethod
     @asynccontextmanager
@@ -248,29 +256,40 @@ class Engine:
         finally:
             await reader.close()
 
-    def counters(self, version: Version) -> VersionCounters:
-        return self._counters.setdefault(version.label, VersionCounters())
+    def counters(self, version: Version) -> Counters:
+        """Totals of a version; the times are those of its runs that are over."""
+        return self._counters.setdefault(version.label, Counters())
 
     def statistics_of(self, version: Version) -> TransformStatistics:
-        return self.counters(version).snapshot()
+        return self._totals({version.label})
 
     def statistics(self) -> EngineStatistics:
-        outcomes: dict[tuple[str, str], int] = {}
-        for label, counters in self._counters.items():
-            name = label.partition("@")[0]
-            for outcome, count in (
-                ("ok", counters.samples),
-                ("failed", counters.failures),
-                ("dropped", counters.dropped),
-            ):
-                outcomes[name, outcome] = outcomes.get((name, outcome), 0) + count
+        labels: dict[str, set[str]] = {}
+        for label in self._counters:
+            labels.setdefault(label.partition("@")[0], set()).add(label)
         return EngineStatistics(
-            outcomes,
+            {name: self._totals(versions) for name, versions in labels.items()},
             {"running": self.runs.going_on, **self.runs.outcomes},
             self.pool.count_by_environment(),
+            self.pool.at_work,
             self.results.statistics() if self.results is not None else None,
             dict(self.runs.reads),
         )
+
+    def describe_runs(self) -> list[RunInfo]:
+        """Runs that go on or are being read, the oldest first."""
+        return [running.describe() for running in self.runs.live()]
+
+    def _totals(self, labels: set[str]) -> TransformStatistics:
+        """Of versions, with the times of runs that go on."""
+        totals = Counters()
+        for label in labels:
+            totals.add(self._counters.get(label, Counters()))
+        now = time.monotonic()
+        for running in self.runs.live():
+            if running.plan.version.label in labels:
+                totals.times.add(running.run.clock.read(now))
+        return totals.snapshot()
 
     def _draw_seed(self) -> int:
         """A seed for a run without one."""

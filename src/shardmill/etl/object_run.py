@@ -7,6 +7,8 @@ from shardmill.etl.arenas import Piece
 from shardmill.etl.batches import Batch, Failed, Loss, Out, Result, StageSeconds, Whole
 from shardmill.etl.object_state import ObjectState
 from shardmill.etl.run import Order, Run
+from shardmill.etl.statistics import Counters
+from shardmill.etl.workers import WorkerPool
 
 AHEAD = 8 << 20  # bytes of the object made sure of beyond what the worker asked for
 
@@ -33,16 +35,29 @@ class ObjectRun(Run):
         """Not known: what was read says nothing about what is still to be done."""
         return 0.0
 
+    @property
+    def is_at_work(self) -> bool:
+        # A worker that waits for bytes, or for readers, does nothing else.
+        return self.state.is_in_work and not self.is_starved and self.state.allowed > self.state.framed
+
+    @property
+    def is_starved(self) -> bool:
+        return self._wanted > self.whole.available
+
+    def lanes_of(self, pool: WorkerPool) -> int:
+        return 1
+
     def has_batch(self) -> bool:
         return self.state.has_batch()
 
     def next_batch(self) -> Batch | None:
         batch = self.state.next_batch()
         self.whole.allowed = self.state.allowed
+        self._mark()
         return batch
 
     def on_results(self, batch: Batch, results: list[tuple[int, Result]], seconds: StageSeconds) -> None:
-        counters = self._counters
+        counters = Counters()
         for _, result in results:
             match result:
                 case Out():
@@ -53,8 +68,8 @@ class ObjectRun(Run):
                 case Failed():
                     counters.failures += 1
                     self.state.add_failure(result)
-        for position, value in enumerate((seconds.read, seconds.decode, seconds.user, seconds.encode)):
-            counters.seconds[position] += value
+        counters.add_seconds(seconds)
+        self._count(counters)
         self._settle()
 
     def on_lost(self, batch: Batch, loss: Loss | None) -> None:
@@ -64,6 +79,7 @@ class ObjectRun(Run):
     def _want(self, stop: int) -> None:
         self._wanted = max(self._wanted, stop)
         self._more_wanted.set()
+        self._mark()
 
     def _take(self, pieces: list[Piece]) -> None:
         self.state.add_pieces(pieces)
@@ -84,6 +100,7 @@ class ObjectRun(Run):
                 await source.ensure(whole.available, stop)
                 whole.available = stop
                 self._pool.kick()
+                self._mark()
         except ShardmillError as error:
             self.fail(error)
 

@@ -33,19 +33,20 @@ class ObjectState(OutputState):
         self._retries = retries
         self._attempt = 0
         self._numbers = 0
-        self._is_in_work = False
+        self.is_in_work = False
+        """A worker has it."""
         self._holding = Holding()
         self._tail = bytearray()
 
     # What a worker does.
 
     def has_batch(self) -> bool:
-        return self.phase == "running" and not self._is_in_work
+        return self.phase == "running" and not self.is_in_work
 
     def next_batch(self) -> Batch | None:
         if not self.has_batch():
             return None
-        self._is_in_work = True
+        self.is_in_work = True
         self._numbers += 1
         return Batch(self._numbers, [OBJECT], self._attempt)
 
@@ -109,7 +110,7 @@ class ObjectState(OutputState):
             return
         self._attempt = batch.attempt + (loss is not None)
         if not self.bytes_out and self._attempt <= self._retries:
-            self._is_in_work = False
+            self.is_in_work = False
             self.framed = 0
             self._holding = Holding()
             self._tail.clear()

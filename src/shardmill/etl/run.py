@@ -4,18 +4,21 @@ import asyncio
 import itertools
 import logging
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from shardmill.core.api import TransformStatistics
 from shardmill.core.errors import ShardmillError, TransformFailed
 from shardmill.core.sources import Source, Spool
 from shardmill.core.specs import Spec
+from shardmill.etl import clock
 from shardmill.etl.batches import Batch, Failed, Loss, Result, StageSeconds, Whole
 from shardmill.etl.environments import Environment
 from shardmill.etl.run_state import OutputState, SampleFailed
 from shardmill.etl.spool import RunOutput, release_views
-from shardmill.etl.statistics import VersionCounters
+from shardmill.etl.statistics import Counters
 from shardmill.etl.versions import Version
 from shardmill.etl.workers import WorkerPool
 
@@ -42,7 +45,8 @@ class Order:
     url: str
     """`provider://bucket/key` of the object."""
     pool: WorkerPool
-    counters: VersionCounters
+    counters: Counters
+    """Of the version."""
     object_timeout: float
     spool_window: int
     """Bytes that it may be ahead of its fastest reader while it is spooled."""
@@ -71,6 +75,11 @@ class Run(ABC):
         self.source_url = order.url
         self.state = state
         self.output = RunOutput(window=state.window, give_back=state.give_back, on_progress=self._on_progress)
+        self.counters = Counters(runs=1)
+        """Its own; `times` are in `clock` until it is over."""
+        self.clock = clock.RunClock(time.monotonic(), self.lanes_of(order.pool))
+        self.started = time.time()
+        self._worked_until: float | None = None
         self._source = order.source
         self._spec = order.spec
         self._pool = order.pool
@@ -95,6 +104,29 @@ class Run(ABC):
     @abstractmethod
     def fraction_done(self) -> float:
         """How much of the work is done, 0 to 1."""
+
+    def lanes_of(self, pool: WorkerPool) -> int:
+        """Workers that it can use at once."""
+        return pool.lanes
+
+    @property
+    def rate(self) -> float:
+        """Samples a second, whatever their outcome, from the start to the last one."""
+        stop = self._worked_until if self._worked_until is not None else time.time()
+        return self.counters.done / max(stop - self.started, 1e-9)
+
+    def end_clock(self) -> None:
+        """Nobody reads any more; called once."""
+        now = time.monotonic()
+        self.clock.stop(now)
+        self._counters.times.add(self.clock.read(now))
+
+    def snapshot(self) -> TransformStatistics:
+        """Its counts and seconds until now."""
+        found = Counters()
+        found.add(self.counters)
+        found.times.add(self.clock.read(time.monotonic()))
+        return found.snapshot()
 
     async def work(self, spool: Spool | None) -> None:
         """Transform the object into `output`, which is complete or failed afterwards; cancelling stops all work.
@@ -127,6 +159,16 @@ class Run(ABC):
             self._settle()
 
     # What the pool asks and tells.
+
+    @property
+    @abstractmethod
+    def is_at_work(self) -> bool:
+        """Whether workers can go on with what they have of it."""
+
+    @property
+    @abstractmethod
+    def is_starved(self) -> bool:
+        """Whether the object's bytes are waited for."""
 
     @abstractmethod
     def has_batch(self) -> bool: ...
@@ -229,11 +271,41 @@ class Run(ABC):
             self._on_failure(SampleFailed(None, error.message, error.traceback, ended_run=True))
         if self.state.phase != "ended":
             self._publish()
-        if self.state.phase != "running":
+        if self.state.phase != "running" and not self._ended.is_set():
             self._ended.set()
+            self._worked_until = time.time()
+        self._mark()
+
+    def _count(self, counted: Counters) -> None:
+        """Add to the run's counts and the version's."""
+        self.counters.add(counted)
+        self._counters.add(counted)
+
+    def _mark(self) -> None:
+        """Tell the clock what is so from now on; called whenever that may have changed."""
+        state, output = self.state, self.output
+        found = 0
+        if state.phase == "running" and not self.is_ahead:
+            if self.has_batch():
+                found = clock.BUSY | clock.QUEUED
+            else:
+                if self.is_at_work:
+                    found = clock.BUSY
+                if self.is_starved:
+                    found |= clock.STARVED
+                elif output.is_spooling and state.outstanding >= state.window:
+                    found |= clock.KEEPING
+        fastest = output.fastest
+        if output.readers and output.published > fastest:
+            found |= clock.BEHIND
+        if output.is_complete and fastest >= output.published:
+            self.clock.stop(time.monotonic())
+        else:
+            self.clock.mark(time.monotonic(), found)
 
     def _on_progress(self) -> None:
         """Readers went on, or what they have not read is safe in the file: more may be framed."""
         output = self.output
         self.state.limit = output.fastest + self._spool_window if output.is_spooling else math.inf
         self._pool.kick()
+        self._mark()

@@ -237,6 +237,16 @@ class RunState(OutputState):
         """Whether samples should be indexed ahead."""
         return self.phase == "running" and not self._index_ended and len(self._indexed) < 2 * MAX_BATCH
 
+    @property
+    def is_at_work(self) -> bool:
+        """Whether workers have samples of it."""
+        return bool(self._in_flight)
+
+    @property
+    def is_starved(self) -> bool:
+        """Whether there is nothing for workers because the shard's bytes have not come."""
+        return not self._indexed and not self._index_ended
+
     # What workers do.
 
     def has_batch(self) -> bool:

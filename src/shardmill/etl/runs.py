@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from shardmill.core.api import RunInfo
 from shardmill.core.errors import Busy, ShardmillError
 from shardmill.core.refs import ObjectRef
 from shardmill.core.sources import ResultFiles, Slice, Source, Spool
@@ -69,11 +70,16 @@ class Plan:
         return result_key(replace(self, spec=spec))[:16]
 
     @property
+    def shown_spec(self) -> str:
+        """As in URLs, without `k`."""
+        return str(replace(self.spec, digest=self.version.info.digest[:SPEC_DIGITS]))
+
+    @property
     def facts(self) -> dict[str, str]:
         """What is told of a kept result."""
         return {
             "transform": self.version.label,
-            "spec": str(replace(self.spec, digest=self.version.info.digest[:SPEC_DIGITS])),
+            "spec": self.shown_spec,
             "bucket": str(self.ref.bucket),
             "object": self.ref.key,
             "version": self.source_version,
@@ -125,8 +131,29 @@ class Running:
     def is_ending(self) -> bool:
         return self.run.output.is_complete or self.run.output.error is not None
 
+    def describe(self) -> RunInfo:
+        run, output = self.run, self.run.output
+        return RunInfo(
+            id=f"run-{run.number}",
+            transform=self.plan.version.label,
+            spec=self.plan.shown_spec,
+            bucket=str(self.plan.ref.bucket),
+            object=self.plan.ref.key,
+            state="failed" if output.error is not None else "ended" if output.is_complete else "running",
+            readers=output.readers,
+            ahead=self.is_prepared,
+            shared=self.key is not None,
+            started=run.started,
+            done=1.0 if output.is_complete else min(1.0, run.fraction_done),
+            statistics=run.snapshot(),
+            rate=run.rate,
+            published=output.published,
+            taken=int(min(output.fastest, output.published)),
+        )
+
     def dispose(self) -> None:
-        """Give back memory and descriptor, once nobody reads and nothing works."""
+        """Give back memory and descriptor, once nobody reads and nothing works; called once."""
+        self.run.end_clock()
         self.run.output.close()
         if self.spool is not None:
             self.spool.close()
@@ -224,6 +251,10 @@ class Runs:
     @property
     def going_on(self) -> int:
         return sum(1 for running in self._all if not running.ended.is_set())
+
+    def live(self) -> list[Running]:
+        """Runs that go on or are being read, the oldest first."""
+        return sorted(self._all, key=lambda running: running.run.number)
 
     @property
     def can_finish(self) -> bool:

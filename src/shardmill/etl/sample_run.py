@@ -9,6 +9,7 @@ from shardmill.core.sources import Source
 from shardmill.etl.batches import Batch, Dropped, Failed, Loss, Out, Result, StageSeconds
 from shardmill.etl.run import Order, Run
 from shardmill.etl.run_state import RunState
+from shardmill.etl.statistics import Counters
 from shardmill.shards.grouping import Sample
 from shardmill.shards.index import ShardIndex
 from shardmill.shards.tar import TarError
@@ -84,6 +85,14 @@ class SampleRun(Run):
         count, size = self._spec.count, self._source.meta.size
         return self.state.processed / count if count else self.state.offset / size if size else 1.0
 
+    @property
+    def is_at_work(self) -> bool:
+        return self.state.is_at_work
+
+    @property
+    def is_starved(self) -> bool:
+        return self.state.is_starved
+
     def has_batch(self) -> bool:
         return self.state.has_batch()
 
@@ -91,10 +100,11 @@ class SampleRun(Run):
         batch = self.state.next_batch()
         if self.state.wants_index():
             self._index_wanted.set()
+        self._mark()
         return batch
 
     def on_results(self, batch: Batch, results: list[tuple[int, Result]], seconds: StageSeconds) -> None:
-        self._count(results, seconds)
+        self._count(_counted(results, seconds))
         self.state.add_results(batch, results, seconds.read + seconds.decode + seconds.user + seconds.encode)
         self._settle()
 
@@ -118,7 +128,10 @@ class SampleRun(Run):
                     break
                 given += len(samples)
                 step = _INDEX_STEP
+                if not self.counters.decoded:
+                    self.counters.decoded = self._counters.decoded = _largest_field(samples[0])
                 self.state.add_samples(samples)
+                self._mark()
                 self._pool.kick()
                 while not self.state.wants_index() and self.state.phase == "running":
                     self._index_wanted.clear()
@@ -146,18 +159,26 @@ class SampleRun(Run):
         if self.state.phase != "running":
             self._index_wanted.set()
 
-    def _count(self, results: list[tuple[int, Result]], seconds: StageSeconds) -> None:
-        counters = self._counters
-        for _, result in results:
-            match result:
-                case Out():
-                    counters.samples += 1
-                    counters.bytes_in += result.bytes_in
-                    counters.bytes_out += sum(piece.size for piece in result.pieces)
-                case Dropped():
-                    counters.dropped += 1
-                    counters.bytes_in += result.bytes_in
-                case Failed():
-                    counters.failures += 1
-        for position, value in enumerate((seconds.read, seconds.decode, seconds.user, seconds.encode)):
-            counters.seconds[position] += value
+
+def _counted(results: list[tuple[int, Result]], seconds: StageSeconds) -> Counters:
+    """What results add to counts."""
+    counted = Counters()
+    for _, result in results:
+        match result:
+            case Out():
+                counted.samples += 1
+                counted.bytes_in += result.bytes_in
+                counted.bytes_out += sum(piece.size for piece in result.pieces)
+            case Dropped():
+                counted.dropped += 1
+                counted.bytes_in += result.bytes_in
+            case Failed():
+                counted.failures += 1
+    counted.add_seconds(seconds)
+    return counted
+
+
+def _largest_field(sample: Sample) -> str:
+    """The extension of the field that has most bytes: what decoding is mostly of."""
+    fields = {field.name: field.member.size for field in sample.fields}
+    return max(fields, key=lambda name: fields[name]).rpartition(".")[2] if fields else ""

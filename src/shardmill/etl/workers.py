@@ -139,6 +139,11 @@ class WorkerPool:
         parked = sum(1 for worker in busy if worker.is_parked)
         return len(busy) - min(parked, PARKED * self.lanes)
 
+    @property
+    def at_work(self) -> int:
+        """Workers that have batches, but for those that wait for slow readers."""
+        return sum(1 for worker in self._workers if worker.in_flight and not worker.is_parked)
+
     async def warm(self, version: Version, environment: Environment) -> Failed | None:
         """Have at least one worker with the function loaded; a Failed says why it cannot be loaded.
 

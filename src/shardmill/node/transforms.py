@@ -1,10 +1,11 @@
 """What a node does with a request for a transform or a transformed object."""
 
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
-from shardmill.core.api import EnvironmentInfo, Failures, TransformDetails, TransformInfo, TransformRequest
+from shardmill.core.api import EnvironmentInfo, Failures, Runs, TransformDetails, TransformInfo, TransformRequest
 from shardmill.core.errors import BadRequest
 from shardmill.core.paths import TransformedRef
 from shardmill.core.refs import ObjectRef
@@ -186,6 +187,19 @@ class Transforms:
         """
         layers = dict.fromkeys(LAYERS, False) | self._engine.pool.layers
         return {**layers, "memory_watchdog": True, "file_system_scope": False, "system_call_filter": False}
+
+    def runs(self, principal: Principal) -> Runs:
+        """Runs that go on or are being read, and the workers."""
+        self._access.check(principal, "read", None)
+        pool = self._engine.pool
+        return Runs(
+            time.time(),
+            self._engine.describe_runs(),
+            pool.lanes,
+            pool.at_work,
+            pool.count_by_environment(),
+            self._engine.statistics().transforms,
+        )
 
     def statistics(self) -> EngineStatistics:
         return self._engine.statistics()

@@ -100,6 +100,10 @@ class Api:
         )
         return _json(found)
 
+    async def runs(self, call: Call) -> web.StreamResponse:
+        call.query()
+        return _json(self._transforms.runs(call.principal))
+
     async def results(self, call: Call) -> web.StreamResponse:
         query = call.query("transform", "bucket", "key", "limit")
         found = self._node.results.list(call.principal, _filter(query), limit=_limit(query.get("limit")))

@@ -63,6 +63,7 @@ class App:
             "/api/transforms": {"GET": api.transforms, "POST": api.register},
             "/api/transforms/errors": {"GET": api.failures},
             "/api/samples": {"POST": api.samples},
+            "/api/runs": {"GET": api.runs},
             "/api/results": {"GET": api.results, "DELETE": api.remove_results},
             "/api/lookahead": {"POST": api.announce},
             "/api/config": {"GET": api.config},
@@ -87,6 +88,7 @@ class App:
         connection = request.protocol
         assert isinstance(connection, Connection)
         connection.begin(request)
+        self._metrics.begin(call)
         started = time.monotonic()
         status = "gone"
         try:
@@ -100,7 +102,7 @@ class App:
         finally:
             connection.finish()
             sent = call.sent or _length(call)
-            self._metrics.count(call.route, status, received=call.received, sent=sent)
+            self._metrics.end(call, status, sent=sent)
             is_quiet = call.route in DATA_ROUTES and status in ("200", "201", "204", "206", "304")
             logger.log(
                 logging.DEBUG if is_quiet else logging.INFO,
@@ -134,7 +136,7 @@ class App:
 
     def refused(self, request_id: str, status: int, reason: str) -> None:
         """A request that is not even HTTP was answered by its connection."""
-        self._metrics.count("other", str(status), received=0, sent=0)
+        self._metrics.refuse(str(status))
         token = logs.request_id.set(request_id)
         logger.info("no request: %d, %s", status, reason)
         logs.request_id.reset(token)

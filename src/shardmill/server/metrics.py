@@ -3,14 +3,18 @@
 Labels are bounded: faces, names of transforms and environments, never keys.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from shardmill.core.api import Stage, TransformStatistics
 from shardmill.core.sources import ResultStatistics
 from shardmill.node.transforms import Transforms
+from shardmill.server.calls import Call
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -30,17 +34,43 @@ class Metrics:
         # Of stores that are fetched from; a node whose buckets are its own disk has none to count.
         Counter("shardmill_origin_bytes", "Bytes fetched from origins.", ["bucket"], registry=self._registry)
         Counter("shardmill_origin_requests", "Answers of origins.", ["bucket", "status"], registry=self._registry)
+        self._going_on: dict[str, _Counted] = {}
 
-    def count(self, route: str, status: str, *, received: int, sent: int) -> None:
-        """One request is done; status `cut` is an answer that failed after its head."""
-        self._requests.labels(route, status).inc()
-        if received:
-            self._bytes.labels(route, "in").inc(received)
-        if sent:
-            self._bytes.labels(route, "out").inc(sent)
+    def begin(self, call: Call) -> None:
+        """A request is in work; `end` follows."""
+        self._going_on[call.id] = _Counted(call)
+
+    def end(self, call: Call, status: str, *, sent: int) -> None:
+        """It is done; status `cut` is an answer that failed after its head."""
+        self._requests.labels(call.route, status).inc()
+        self._count_bytes(self._going_on.pop(call.id), sent)
+
+    def refuse(self, status: str) -> None:
+        """What was no request was answered."""
+        self._requests.labels("other", status).inc()
 
     def render(self) -> bytes:
+        # An answer may take an hour: what it has sent until now counts now.
+        for counted in self._going_on.values():
+            self._count_bytes(counted, counted.call.sent)
         return generate_latest(self._registry)
+
+    def _count_bytes(self, counted: "_Counted", sent: int) -> None:
+        call = counted.call
+        if call.received > counted.received:
+            self._bytes.labels(call.route, "in").inc(call.received - counted.received)
+        if sent > counted.sent:
+            self._bytes.labels(call.route, "out").inc(sent - counted.sent)
+        counted.received, counted.sent = call.received, max(sent, counted.sent)
+
+
+@dataclass(slots=True)
+class _Counted:
+    """A request in work, and what of its bytes is counted."""
+
+    call: Call
+    received: int = 0
+    sent: int = 0
 
 
 class _EngineCollector(Collector):
@@ -52,9 +82,12 @@ class _EngineCollector(Collector):
         samples = CounterMetricFamily(
             "shardmill_transform_samples", "Samples by outcome.", labels=["transform", "outcome"]
         )
-        for (name, outcome), count in statistics.outcomes.items():
-            samples.add_metric([name, outcome], count)
+        for name, totals in statistics.transforms.items():
+            samples.add_metric([name, "ok"], totals.samples)
+            samples.add_metric([name, "failed"], totals.failures)
+            samples.add_metric([name, "dropped"], totals.dropped)
         yield samples
+        yield from _of_stages(statistics.transforms)
         runs = GaugeMetricFamily("shardmill_runs", "Runs going on, and ended since the start.", labels=["state"])
         for state, count in statistics.runs.items():
             runs.add_metric([state], count)
@@ -63,6 +96,7 @@ class _EngineCollector(Collector):
         for environment, count in statistics.workers.items():
             workers.add_metric([environment], count)
         yield workers
+        yield GaugeMetricFamily("shardmill_workers_busy", "Workers at work.", statistics.busy)
         reads = CounterMetricFamily(
             "shardmill_transformed_reads",
             "Readers of transformed objects, by what they were given.",
@@ -73,6 +107,26 @@ class _EngineCollector(Collector):
         yield reads
         if statistics.results is not None:
             yield from _of_results(statistics.results)
+
+
+def _of_stages(transforms: Mapping[str, TransformStatistics]) -> Iterator[Metric]:
+    seconds = CounterMetricFamily(
+        "shardmill_transform_seconds",
+        "Where time goes: of workers in read, decode, user and encode; by the clock, of runs, in the others.",
+        labels=["transform", "stage"],
+    )
+    holds_up = GaugeMetricFamily(
+        "shardmill_transform_bottleneck",
+        "Since the start: the stage that holds a transform up, and for which share of the time.",
+        labels=["transform", "stage"],
+    )
+    for name, totals in transforms.items():
+        for stage in get_args(Stage):
+            seconds.add_metric([name, stage], getattr(totals, f"seconds_{stage}"))
+        if totals.bottleneck is not None:
+            holds_up.add_metric([name, totals.bottleneck.stage], totals.bottleneck.share)
+    yield seconds
+    yield holds_up
 
 
 def _of_results(results: ResultStatistics) -> Iterator[Metric]:

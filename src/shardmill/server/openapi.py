@@ -43,6 +43,7 @@ OPERATIONS: tuple[_Operation, ...] = (
         ("transform", "bucket", "key", "request"),
     ),
     ("post", "/api/samples", "Count the samples of shards.", api.ShardNames, api.SampleCounts, ()),
+    ("get", "/api/runs", "Show what goes on.", None, api.Runs, ()),
     (
         "get",
         "/api/results",
