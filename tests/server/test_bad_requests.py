@@ -12,6 +12,7 @@ from tests.server.wire import HOST, Answer, Peer, Wire, in_chunks, request, wait
 
 GET = b"GET /healthz HTTP/1.1\r\n" + HOST
 PUT = b"PUT /o/ais/pool/never HTTP/1.1\r\n" + HOST
+LARGE = b"g" * 100_000  # bytes of a body that is not held in memory until it is whole
 HELLO = in_chunks(b"hello")
 
 REFUSED: dict[str, bytes] = {
@@ -105,7 +106,7 @@ def test_a_refusal_does_not_repeat_what_was_sent(wire: Wire) -> None:
 @pytest.mark.parametrize("tail", [b"zz\r\n", b"5\r\nhelloXX", b"-1\r\n", b"5;a\nb\r\n"])
 def test_4_a_bad_chunk_behind_good_ones_is_400_at_once_and_stores_nothing(wire: Wire, tail: bytes) -> None:
     with wire.connect() as peer:
-        peer.send(PUT + b"Transfer-Encoding: chunked\r\n\r\n" + in_chunks(b"good", end=b""))
+        peer.send(PUT + b"Transfer-Encoding: chunked\r\n\r\n" + in_chunks(LARGE, end=b""))
         wait_for(lambda: bool(wire.temporary_files()), "the upload has begun")
         peer.send(tail)
         answer = peer.read()
@@ -115,7 +116,11 @@ def test_4_a_bad_chunk_behind_good_ones_is_400_at_once_and_stores_nothing(wire: 
     assert wire.get("/o/ais/pool/never").status == 404
 
 
-@pytest.mark.parametrize("body", [in_chunks(b"good", end=b""), in_chunks(b"good", end=b"0\r\n"), b"5\r\nhel"])
+@pytest.mark.parametrize(
+    "body",
+    [in_chunks(LARGE, end=b""), in_chunks(LARGE, end=b"0\r\n"), in_chunks(LARGE, end=b"5\r\nhel")],
+    ids=["no last chunk", "no end of the last chunk", "half a chunk"],
+)
 def test_4_chunks_without_an_end_store_nothing(wire: Wire, body: bytes) -> None:
     with wire.connect() as peer:
         peer.send(PUT + b"Transfer-Encoding: chunked\r\n\r\n" + body)
@@ -229,10 +234,10 @@ def test_8_a_connection_that_says_nothing_is_cut(hasty: Wire) -> None:
         peer.wait_closed()
 
 
-@pytest.mark.parametrize("framing", ["Content-Length: 100000", "Transfer-Encoding: chunked"])
+@pytest.mark.parametrize("framing", ["Content-Length: 200000", "Transfer-Encoding: chunked"])
 def test_9_a_body_that_stops_is_408_and_leaves_no_file(hasty: Wire, framing: str) -> None:
     with hasty.connect() as peer:
-        peer.send(request("PUT", "/o/ais/pool/slow", framing) + b"5\r\nhello\r\n")
+        peer.send(request("PUT", "/o/ais/pool/slow", framing) + in_chunks(LARGE, end=b""))
         wait_for(lambda: bool(hasty.temporary_files()), "the upload has begun")
         answer = peer.read()
         assert (answer.status, answer.code) == (408, "request_timeout")

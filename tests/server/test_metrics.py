@@ -124,6 +124,6 @@ def test_a_client_that_leaves_is_counted(wire: Wire) -> None:
     gone = 'shardmill_requests_total{route="o",status="gone"}'
     before = wire.metrics().get(gone, 0)
     with wire.connect() as peer:
-        peer.send(request("PUT", "/o/ais/pool/gone", "Content-Length: 100") + b"x")
+        peer.send(request("PUT", "/o/ais/pool/gone", "Content-Length: 100000") + b"x")
         wait_for(lambda: bool(wire.temporary_files()), "the upload has begun")
     wait_for(lambda: wire.metrics().get(gone, 0) == before + 1, "it is counted")
