@@ -1,5 +1,6 @@
 """`/metrics`: read by Prometheus' own parser, and adding up."""
 
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tests.server.wire import Wire, request, wait_for
 SHARD = "imagenet-train-000000.tar"
 FAIL_SOME = """
 def transform(sample):
-    number = int(sample["__key__"])
+    number = KEYS.index(sample["__key__"])
     if number % 10 == 3:
         raise ValueError("three")
     return None if number % 10 == 4 else sample
@@ -87,8 +88,10 @@ def test_requests_and_bytes_add_up(fresh: Wire, shards: Path) -> None:
     assert found['shardmill_bytes_total{direction="out",route="api"}'] == len(listing.body)
 
 
-def test_samples_and_runs_add_up(fresh: Wire) -> None:
-    uuid = fresh.register(FAIL_SOME, "some")
+def test_samples_and_runs_add_up(fresh: Wire, shards: Path) -> None:
+    with tarfile.open(shards / SHARD) as archive:
+        keys = list(dict.fromkeys(name.partition(".")[0] for name in archive.getnames()))
+    uuid = fresh.register(f"KEYS = {keys!r}\n{FAIL_SOME}", "some")
     path = f"/t/gs/sharded-imagenet/{uuid},seed=1,errors=skip:1,count=20~{SHARD}"
     body = fresh.get(path).body
     wait_for(lambda: fresh.metrics()['shardmill_runs{state="running"}'] == 0, "the run has ended")

@@ -206,7 +206,7 @@ def test_what_fails_later_is_cut_and_explained_by_its_request(wire: Wire) -> Non
     assert failure["request"] == request_id
     assert failure["transform"] == uuid
     assert (failure["bucket"], failure["object"]) == ("gs://sharded-imagenet", SHARD)
-    assert failure["sample"].endswith("20")
+    assert int(failure["sample"]) % 32 == 20
     assert "late in" in failure["message"]
     assert "transform.py" in failure["traceback"]
     assert str(failure["seed"]) == headers["shardmill-seed"]
