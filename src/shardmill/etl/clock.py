@@ -4,7 +4,7 @@ States overlap: a reader may take its time while workers go on. Which of them ho
 lasted; see `etl.bottleneck`.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 # What is so at one moment of a run. Plain numbers, since flags of an enum cost a microsecond each.
 BUSY = 1
@@ -34,8 +34,13 @@ class Times:
     """Of workers: busy seconds × the workers that a run can use."""
 
     def add(self, other: "Times") -> None:
-        for field in fields(Times):
-            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+        self.total += other.total
+        self.busy += other.busy
+        self.queued += other.queued
+        self.starved += other.starved
+        self.keeping += other.keeping
+        self.behind += other.behind
+        self.room += other.room
 
 
 class RunClock:

@@ -44,7 +44,8 @@ class Counters:
         self.bytes_out += other.bytes_out
         for position, value in enumerate(other.seconds):
             self.seconds[position] += value
-        self.times.add(other.times)
+        if other.times.total:
+            self.times.add(other.times)
         self.decoded = other.decoded or self.decoded
 
     def snapshot(self) -> TransformStatistics:
