@@ -7,7 +7,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import ahead, objects, storing, transforms
+from benchmarks import ahead, objects, sharing, storing, transforms
 from benchmarks.table import Row, markdown
 from shardmill.config import available_cores
 
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--shards", type=Path, default=os.environ.get("SHARDMILL_TEST_SHARDS"))
     parser.add_argument("--torch", type=Path, help="an interpreter with torchvision, measured too")
-    parser.add_argument("--only", choices=("transforms", "ahead", "objects", "storing"))
+    parser.add_argument("--only", choices=("transforms", "sharing", "ahead", "objects", "storing"))
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
     arguments = parser.parse_args()
 
@@ -40,6 +40,8 @@ def main() -> None:
             shards = _shards(arguments.shards)
             for setting in transforms.settings_for(shards, arguments.torch):
                 rows += transforms.measure(setting, arguments.rounds)
+        if arguments.only in (None, "sharing"):
+            rows += sharing.measure(_shards(arguments.shards), arguments.rounds)
         if arguments.only in (None, "ahead"):
             rows += ahead.measure(_shards(arguments.shards, "val", 6), arguments.rounds)
         if arguments.only in (None, "objects"):
