@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv demo check test test-torch bench docs docs-generate lock clean
+.PHONY: help venv demo check test test-torch bench soak docs docs-generate lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -40,6 +40,9 @@ test-torch: venv ## the tests against the real WebDataset, torch and torchvision
 
 bench: venv ## the benchmarks: ratios against named peers, as docs/benchmarks.md shows them
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+soak: venv ## a node under mixed traffic for ten minutes: what it holds stays flat, its counts add up
+	@$(BIN)/python -m benchmarks.soak $(ARGS)
 
 docs-generate: venv ## the checked-in reference pages: commands, settings, errors
 	@$(BIN)/python docs/generate.py
