@@ -143,6 +143,7 @@ class Soak:
         for kind in CODE:
             self._register(kind)
         self.ledger = self._register("shrink", "ledger")
+        self._known = next(f"{path}:change" for path in Path(self._scratch.name).glob("shrink_*.py"))
         self.tally.beside += 1
         _get(self.client.object_url(BUCKET, self.names[0], self.specs["shrink"]))
         self._wait_quiet()
@@ -203,7 +204,7 @@ class Soak:
             self.client.transforms.remove(old)
         if dice.random() < 0.1:
             # What was registered and is known already.
-            self.client.transforms.add(f"{Path(self._scratch.name) / 'shrink_1.py'}:change", "soak-again")
+            self.client.transforms.add(self._known, "soak-again")
 
     # Readers.
 

@@ -7,8 +7,10 @@ completed. A sendfile call holds its thread until the kernel has taken the bytes
 import asyncio
 import os
 import select
+import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 from aiohttp import web
@@ -20,6 +22,7 @@ from shardmill.core.sources import Source
 from shardmill.server.calls import Call
 from shardmill.server.errors import Cut
 from shardmill.server.framed import FramedSender
+from shardmill.server.framed_file import NO_ROOM_MILLISECONDS, FramedFile
 from shardmill.server.handing import hand_on
 from shardmill.server.patience import patience_with_reader
 
@@ -27,7 +30,6 @@ SMALL = 64 << 10  # bytes; below this one write costs less than a hop to a threa
 BLOCK = 1 << 20
 AHEAD = 16 << 20  # bytes verified ahead of what is sent
 PER_CALL = 4 << 20  # bytes per hop to a thread
-NO_ROOM_MILLISECONDS = 20  # a thread waits this long for a slow reader before it does something else
 
 Value = TypeVar("Value")
 
@@ -121,21 +123,59 @@ class Sender:
             raise Cut(str(error)) from error
 
     async def _send_framed(self, call: Call, answer: web.StreamResponse, source: Source, start: int, stop: int) -> None:
+        """Send a whole shard; `start` is 0."""
         await source.ensure(start, min(stop, start + AHEAD))
         await call.send_head(answer)
         try:
-            with FramedSender(call, answer, self._send_timeout) as sender:
-                while start < stop:
-                    piece = min(stop, start + BLOCK)
-                    await source.ensure(start, piece)
-                    data = await self._read(source, start, piece)
-                    if piece == stop:
-                        await source.check_unchanged()
-                    await sender.write(data)
-                    start = piece
-                await sender.finish()
+            transport = call.request.transport
+            if transport is not None and transport.get_extra_info("sslcontext") is None:
+                await self._send_framed_file(call, transport, source, stop)
+                await answer.write_eof()
+            else:
+                await self._send_framed_blocks(call, answer, source, stop)
         except (ShardmillError, OSError) as error:
             raise Cut(str(error)) from error
+
+    async def _send_framed_file(self, call: Call, transport: asyncio.Transport, source: Source, stop: int) -> None:
+        loop = asyncio.get_running_loop()
+        await _flush(transport, self._send_timeout)
+        sock = transport.get_extra_info("socket")
+        buffer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        # A copy of the descriptor: the transport may close its own while a thread still sends.
+        descriptor = os.dup(sock.fileno())
+        try:
+            file, ensured = FramedFile(descriptor, buffer, source.descriptor), 0
+            # The last bytes only after the last look at the source.
+            for bound, is_end in ((max(0, stop - SMALL), False), (stop, True)):
+                if is_end:
+                    await source.ensure(ensured, stop)
+                    await source.check_unchanged()
+                    ensured = stop
+                while not file.is_done(bound):
+                    if file.position >= ensured:
+                        ensured = min(bound, file.position + AHEAD)
+                        await source.ensure(file.position, ensured)
+                    part = min(bound, ensured)
+                    work = loop.run_in_executor(self._threads, partial(file.send_some, part, PER_CALL, is_end=is_end))
+                    sent = await seen_through(work)
+                    call.sent += sent
+                    if not sent and not file.is_done(part):
+                        await self._wait_for_room(transport, descriptor)
+        finally:
+            os.close(descriptor)
+
+    async def _send_framed_blocks(self, call: Call, answer: web.StreamResponse, source: Source, stop: int) -> None:
+        start = 0
+        with FramedSender(call, answer, self._send_timeout) as sender:
+            while start < stop:
+                piece = min(stop, start + BLOCK)
+                await source.ensure(start, piece)
+                data = await self._read(source, start, piece)
+                if piece == stop:
+                    await source.check_unchanged()
+                await sender.write(data)
+                start = piece
+            await sender.finish()
 
     async def _read(self, source: Source, start: int, stop: int) -> bytes:
         data = await seen_through(

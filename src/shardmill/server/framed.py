@@ -87,12 +87,17 @@ class FramedSender:
                     await hand_on(self._call, self._answer, kept, self._send_timeout)
 
 
-class _Room:
-    """Room in a connection's socket: nothing waits to be sent, and the kernel takes more.
+def whole_limit(buffer: int) -> int:
+    """Bytes that a socket with such a buffer takes to the last when it says that there is room.
 
-    Linux says that a socket can be written when a third of its buffer is free, some 15 KiB at the least; half of that
-    is left for what the kernel counts beside the bytes.
+    Linux says so when a third of the buffer is free, some 15 KiB at the least; half of that is left for what the kernel
+    counts beside the bytes.
     """
+    return max(WHOLE, min(MAX_WHOLE, buffer // 6))
+
+
+class _Room:
+    """Room in a connection's socket: nothing waits to be sent, and the kernel takes more."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
@@ -108,7 +113,7 @@ class _Room:
     @property
     def size(self) -> int:
         """Bytes that it takes to the last when there is room."""
-        return max(WHOLE, min(MAX_WHOLE, self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 6))
+        return whole_limit(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF))
 
     @property
     def is_there(self) -> bool:

@@ -47,6 +47,15 @@ class Stretches:
         self._is_open = False
         """What follows may stop anywhere: it lies behind the last member."""
 
+    @property
+    def free(self) -> int:
+        """Bytes that come next and among which the stream may stop; they may be sent without being fed."""
+        return 0 if self._whole or self._header else self._loose
+
+    def pass_over(self, size: int) -> None:
+        """So many of the free bytes were sent."""
+        self._loose -= size
+
     def feed(self, data: memoryview | bytes) -> Generator[Stretch, None, None]:
         """Stretches of what was fed, up to the last place where the stream may stop.
 
