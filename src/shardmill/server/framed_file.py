@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from shardmill.server.framed import whole_limit
-from shardmill.shards.stops import Stretch, Stretches
+from shardmill.shards.stops import WHOLE, Stretch, Stretches
 
 NO_ROOM_MILLISECONDS = 20  # a thread waits this long for a slow reader before it does something else
 
@@ -86,23 +86,32 @@ class FramedFile:
         return bool(self._pending) or size > 0
 
     def _keep(self, stretches: Iterator[Stretch]) -> None:
-        # Views of what was read are released once the next is asked for.
-        self._pending += [Stretch(bytes(stretch.data), stretch.is_whole) for stretch in stretches]
+        for stretch in stretches:
+            # Views of what was read are released once the next is asked for.
+            data = bytes(stretch.data)
+            if self._pending and not stretch.is_whole and len(self._pending[-1].data) + len(data) <= WHOLE:
+                # One call for a header and the little that was read of its payload.
+                last = self._pending.pop()
+                self._pending.append(Stretch(bytes(last.data) + data, last.is_whole))
+            else:
+                self._pending.append(Stretch(data, stretch.is_whole))
 
     def _send_payload(self, stop: int, most: int) -> int:
         """Send bytes of a payload from the file; 0: there is no room, or nothing that may go so."""
         size = min(self._stretches.free, stop - self.position, most)
-        if not size or not self._poller.poll(NO_ROOM_MILLISECONDS):
-            return 0
-        try:
-            sent = os.sendfile(self._sock, self._descriptor, self.position, size)
-        except BlockingIOError:
-            return 0
-        if not sent:
-            raise OSError("the file ends early")
-        self.position += sent
-        self._stretches.pass_over(sent)
-        return sent
+        while size:
+            try:
+                sent = os.sendfile(self._sock, self._descriptor, self.position, size)
+            except BlockingIOError:
+                if not self._poller.poll(NO_ROOM_MILLISECONDS):
+                    return 0
+                continue
+            if not sent:
+                raise OSError("the file ends early")
+            self.position += sent
+            self._stretches.pass_over(sent)
+            return sent
+        return 0
 
     def _send_pending(self) -> int:
         """Send the next stretch; a whole one at once, when there is room for all of it."""
