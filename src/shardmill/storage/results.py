@@ -33,6 +33,7 @@ _SCRATCH = "scratch"  # fact of results that are kept for a while only
 _LABEL = "results"
 _THREADS = 4
 _FREE = 0.05, 1 << 30  # of the file system, bytes at most: what results leave to others
+_FREE_SECONDS = 0.5  # between looks at the disk; what others take meanwhile fails the write, and nothing else
 _LOOK_SECONDS = 30.0  # between looks for scratch results that are past their time
 
 
@@ -81,6 +82,9 @@ class ResultStore:
         self._kept = 0
         self._spooling = 0
         self._evicted = 0
+        self._free = 0
+        """Of the disk, as of the last look, without what was taken since."""
+        self._free_until = 0.0
 
     @classmethod
     @asynccontextmanager
@@ -207,9 +211,17 @@ class ResultStore:
         scratch = sum(entry.is_scratch for entry in self._entries.values())
         return ResultStatistics(len(self._entries), scratch, self._kept, self._spooling, self._capacity, self._evicted)
 
-    async def count_free(self) -> int:
-        """Bytes of the disk that results may still take; negative: they should give some back."""
-        return await self.in_thread(_free_space, self._directory)
+    async def count_free(self, size: int) -> int:
+        """Bytes of the disk that results may still take; negative: they should give some back.
+
+        Args:
+            size: What is needed. Where the last look does not tell that there is as much, another is taken.
+        """
+        now = time.monotonic()
+        if now > self._free_until or self._free < size:
+            self._free = await self.in_thread(_free_space, self._directory)
+            self._free_until = now + _FREE_SECONDS
+        return self._free
 
     def take_room(self, size: int, free: int) -> Sequence[str]:
         """Take `size` bytes of the quota for a spool; returns evicted results, to be unlinked.
@@ -230,6 +242,7 @@ class ResultStore:
             self._take_out_all(victims)
             self._evicted += len(victims)
         self._spooling += size
+        self._free -= size
         return victims
 
     def _victims(self, need: int) -> Sequence[str]:
@@ -329,7 +342,7 @@ class ResultSpool:
 
     async def append(self, pieces: Sequence[memoryview | bytes]) -> None:
         size = sum(map(len, pieces))
-        evicted = self.store.take_room(size, await self.store.count_free())
+        evicted = self.store.take_room(size, await self.store.count_free(size))
         self.size += size
         await finish(self.store.unlink(evicted))
         await finish(self.store.in_thread(self._write, pieces))
