@@ -41,7 +41,8 @@ def main() -> None:
             for setting in transforms.settings_for(shards, arguments.torch):
                 rows += transforms.measure(setting, arguments.rounds)
         if arguments.only in (None, "sharing"):
-            rows += sharing.measure(_shards(arguments.shards), arguments.rounds)
+            for setting in transforms.settings_for(_shards(arguments.shards), arguments.torch):
+                rows += sharing.measure(setting, arguments.rounds)
         if arguments.only in (None, "ahead"):
             rows += ahead.measure(_shards(arguments.shards, "val", 6), arguments.rounds)
         if arguments.only in (None, "objects"):

@@ -4,30 +4,28 @@ import contextlib
 import http.client
 import os
 import subprocess
-import sys
 import time
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.table import Row, Samples, wait_quiet
-from benchmarks.transforms import HERE
+from benchmarks.transforms import HERE, Setting
 from shardmill import Client
 from shardmill.testing.node import RunningNode, running_node
 
 BUCKET = "gs://bench"
-TARGET = f"{HERE / 'functions.py'}:crop"
 READERS = 4
 
 
 class Shared:
     """A node with the function, and URLs of one shard; each seed is another result."""
 
-    def __init__(self, node: RunningNode, client: Client, shard: str) -> None:
+    def __init__(self, node: RunningNode, client: Client, target: str, shard: str) -> None:
         self.node = node
         self.client = client
         self.shard = shard
-        self._spec = client.transforms.add(TARGET, "bench").uuid
+        self._spec = client.transforms.add(target, "bench").uuid
         self._seed = 0
 
     def fresh(self) -> str:
@@ -41,11 +39,11 @@ class Shared:
 
 
 @contextlib.contextmanager
-def _shared(shards: list[Path]) -> Iterator[Shared]:
-    bucket = f"{BUCKET}=dir:{shards[0].parent}"
-    with running_node("--bucket", bucket, "--bucket", "ais://bench", "--workers", "2") as node:
+def _shared(setting: Setting) -> Iterator[Shared]:
+    buckets = ("--bucket", f"{BUCKET}=dir:{setting.shards[0].parent}", "--bucket", "ais://bench")
+    with running_node(*buckets, "--workers", "2", *setting.flags) as node:
         with Client(node.endpoint) as client:
-            yield Shared(node, client, shards[0].name)
+            yield Shared(node, client, setting.target, setting.shards[0].name)
 
 
 def _read(url: str, readers: int = 1) -> float:
@@ -85,14 +83,14 @@ def _children_cpu() -> float:
     return times.children_user + times.children_system
 
 
-def measure(shards: list[Path], rounds: int) -> list[Row]:
+def measure(setting: Setting, rounds: int) -> list[Row]:
     """All of it, rounds interleaved."""
-    with _shared(shards) as shared:
+    with _shared(setting) as shared:
         _read(shared.fresh())
         rows = _with_a_stalled_one(shared, rounds)
-        rows.append(_cost_of_readers(shared, rounds))
+        rows.append(_cost_of_readers(shared, setting, rounds))
         rows += _finished(shared, rounds)
-    return rows
+    return [Row(f"{setting.name}: {row.what}", row.samples, row.unit) for row in rows]
 
 
 def _with_a_stalled_one(shared: Shared, rounds: int) -> list[Row]:
@@ -108,10 +106,10 @@ def _with_a_stalled_one(shared: Shared, rounds: int) -> list[Row]:
     return [Row("three readers of one URL beside a stalled one, of their rate without it", ratios, "")]
 
 
-def _cost_of_readers(shared: Shared, rounds: int) -> Row:
+def _cost_of_readers(shared: Shared, setting: Setting, rounds: int) -> Row:
     """CPU of node, workers and curls, of that of client-side pipelines with the node's part in them."""
     ratios = Samples()
-    pipeline = [sys.executable, str(HERE / "pipeline.py"), TARGET]
+    pipeline = [str(setting.python), str(HERE / "pipeline.py"), setting.target]
     with contextlib.ExitStack() as stack:
         process = stack.enter_context(
             subprocess.Popen(pipeline, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -145,9 +143,12 @@ def _finished(shared: Shared, rounds: int) -> list[Row]:
     same = _store(shared, url)
     of_stored, of_made = Samples(), Samples()
     for number in range(rounds + 1):
-        stored, finished = _read(same), _read(url)
-        if number % 2:
-            finished, stored = _read(url), _read(same)
+        taken = {same: 0.0, url: 0.0}
+        # One read takes little longer than the start of curl.
+        for turn in range(6):
+            which = (same, url)[(turn + number) % 2]
+            taken[which] += _read(which) / 3
+        stored, finished = taken[same], taken[url]
         made = _read(shared.fresh())
         wait_quiet()
         of_stored.add(stored / finished)
