@@ -75,6 +75,8 @@ class Tally:
     versions: int = 0
     ledger: int = 0
     """Samples of the version of which every one is accounted for."""
+    lost: int = 0
+    """Samples of the ledger's runs that were given up because workers were killed, at most."""
     beside: int = 0
     """Requests on /t that are not among `requests`."""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -276,13 +278,19 @@ class Soak:
         try:
             _get(url)
         except _Refused as error:
-            if error.status != 503:
+            if error.status != 503 and not self._is_by_kill(error.request):
                 self._complain(f"{url}: {error}")
-            self.stop.wait(0.2)
-            return
-        with self.tally.lock:
-            self.tally.ledger += self.samples[name]
+            with self.tally.lock:
+                self.tally.lost += self.samples[name] if error.status != 503 else 0
+        else:
+            with self.tally.lock:
+                self.tally.ledger += self.samples[name]
         self.stop.wait(dice.uniform(0.05, 0.5))
+
+    def _is_by_kill(self, request: str) -> bool:
+        """Whether a run failed because its workers were killed, twice over the same samples."""
+        failures = self.client.transforms.errors(request=request).failures
+        return bool(failures) and any(word in failures[-1].message for word in ("SIGKILL", "no worker"))
 
     # Everything else.
 
@@ -377,7 +385,7 @@ class Soak:
         ledger = totals["ledger"]
         expect(
             f"ledger: {ledger.samples + ledger.failures + ledger.dropped} samples counted, {tally.ledger} delivered",
-            ledger.samples == tally.ledger and not ledger.failures and not ledger.dropped,
+            tally.ledger <= ledger.samples <= tally.ledger + tally.lost and not ledger.failures and not ledger.dropped,
         )
         begun = runs["ended"] + runs["failed"] + runs["abandoned"]
         expect(f"{reads['started']:g} readers started runs, {begun:g} runs are over", reads["started"] == begun)
@@ -402,9 +410,12 @@ class Soak:
 
 
 class _Refused(Exception):
-    def __init__(self, status: int, message: str) -> None:
+    """An answer that is no whole shard; `status` is 200 where it was cut."""
+
+    def __init__(self, status: int, message: str, request: str) -> None:
         super().__init__(f"{status}: {message}")
         self.status = status
+        self.request = request
 
 
 def _get(url: str) -> bytes:
@@ -412,9 +423,13 @@ def _get(url: str) -> bytes:
     with contextlib.closing(http.client.HTTPConnection(parts.netloc, timeout=120)) as connection:
         connection.request("GET", parts.path)
         answer = connection.getresponse()
-        body = answer.read()
+        request = answer.headers["Shardmill-Request-Id"]
+        try:
+            body = answer.read()
+        except http.client.IncompleteRead:
+            raise _Refused(answer.status, "cut", request) from None
     if answer.status != 200:
-        raise _Refused(answer.status, body[:300].decode(errors="replace"))
+        raise _Refused(answer.status, body[:300].decode(errors="replace"), request)
     return body
 
 
@@ -466,7 +481,7 @@ def soak(shards: Sequence[Path], seconds: float, *, seed: int = 0) -> Report:
     """
     with _soaking(shards, seed) as soaking:
         held, before = soaking.run(seconds)
-        return soaking.finish(seconds, held, before)
+        return soaking.finish(held[-1].seconds, held, before)
 
 
 def print_report(report: Report) -> None:
@@ -477,8 +492,10 @@ def print_report(report: Report) -> None:
     for name, slope in report.slopes().items():
         scale, unit = units.get(name, (1, ""))
         values = [getattr(item, name) / scale for item in report.held]
+        third = len(values) // 3
+        thirds = "  ".join(f"{statistics.median(values[part * third :][: third + 1]):.1f}" for part in range(3))
         print(
-            f"  {name:12} before {getattr(report.before, name) / scale:8.1f}  median {statistics.median(values):8.1f}  "
+            f"  {name:12} before {getattr(report.before, name) / scale:8.1f}  medians of thirds {thirds}  "
             f"most {max(values):8.1f}  after {getattr(report.after, name) / scale:8.1f} {unit:4} "
             f"slope {slope / scale:+.1f} an hour"
         )
