@@ -42,6 +42,7 @@ SETTINGS = {
     "SHARDMILL_TRANSFORMS_SAMPLE_TIMEOUT": "30s",
 }
 READERS = 6
+_KILLED = ("SIGKILL", "broke off", "no worker")  # said of a worker; the second where its zygote died, too
 QUIET_SECONDS = 60.0  # at most, until nothing goes on after the last request
 WARM_UP = 0.25  # of the samples taken, left out of slopes: caches fill, environments start
 
@@ -290,7 +291,7 @@ class Soak:
     def _is_by_kill(self, request: str) -> bool:
         """Whether a run failed because its workers were killed, twice over the same samples."""
         failures = self.client.transforms.errors(request=request).failures
-        return bool(failures) and any(word in failures[-1].message for word in ("SIGKILL", "no worker"))
+        return bool(failures) and any(word in failures[-1].message for word in _KILLED)
 
     # Everything else.
 
