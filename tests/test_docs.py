@@ -83,7 +83,9 @@ def _wrong_call(words: list[str]) -> str | None:
             return f"no command {word}"
         command = command.commands[word]
     options = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
-    given = {word.partition("=")[0] for word in rest if re.match(r"--?[a-z]", word)}
+    # What follows -- is another program's.
+    own = rest[: rest.index("--")] if "--" in rest else rest
+    given = {word.partition("=")[0] for word in own if re.match(r"--?[a-z]", word)}
     unknown = given - options - {"--help"}
     return f"no option {', '.join(sorted(unknown))}" if unknown else None
 
@@ -91,6 +93,8 @@ def _wrong_call(words: list[str]) -> str | None:
 def test_a_wrong_command_is_found() -> None:
     assert _wrong_call(["shardmill", "serve", "--listen", "127.0.0.1:0", "dir"]) is None
     assert _wrong_call(["shardmill", "transform", "ls"]) is None
+    assert _wrong_call(["shardmill", "transform", "add-command", "zip", "--", "gzip", "--best"]) is None
+    assert _wrong_call(["shardmill", "transform", "add-command", "zip", "--best"]) == "no option --best"
     assert _wrong_call(["shardmill", "served"]) == "no command served"
     assert _wrong_call(["shardmill", "serve", "--lisen=1"]) == "no option --lisen"
 

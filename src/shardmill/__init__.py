@@ -7,14 +7,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shardmill.client import Client, WDTransform
+    from shardmill.client import Client, Pipeline, WDTransform
     from shardmill.marking import transform
 
-__all__ = ["Client", "WDTransform", "__version__", "transform"]
+__all__ = ["Client", "Pipeline", "WDTransform", "__version__", "transform"]
 
 __version__ = "0.1.0"
 
-_HOMES = {"Client": "shardmill.client", "WDTransform": "shardmill.client", "transform": "shardmill.marking"}
+_HOMES = {
+    "Client": "shardmill.client",
+    "Pipeline": "shardmill.client",
+    "WDTransform": "shardmill.client",
+    "transform": "shardmill.marking",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -11,13 +11,15 @@ from typing import Any, TypedDict, TypeVar, cast, overload
 MARK = "__shardmill_transform__"
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-_FIELDS = ("name", "decoder", "fields", "env", "errors")
+_FIELDS = ("name", "kind", "by_path", "decoder", "fields", "env", "errors")
 
 
 class Marks(TypedDict, total=False):
     """What a function says of its registration; arguments of a call come first."""
 
     name: str
+    kind: str
+    by_path: bool
     decoder: str | None
     fields: list[str] | None
     env: str | None
@@ -32,6 +34,8 @@ def transform(function: _Function, /) -> _Function: ...
 def transform(
     *,
     name: str = ...,
+    kind: str = ...,
+    by_path: bool = ...,
     decoder: str | None = ...,
     fields: Sequence[str] | None = ...,
     env: str | None = ...,
@@ -40,10 +44,10 @@ def transform(
 
 
 def transform(function: Callable[..., Any] | None = None, /, **marks: Any) -> Any:
-    """Mark a function with the name, decoder, fields, environment and error policy to register it with.
+    """Mark a function with the name, kind, decoder, fields, environment and error policy to register it with.
 
-    Both `@transform` and `@transform(name="imagenet-train", decoder="pil")` are right. What is not given stays as
-    the registration has it.
+    `@transform`, `@transform(name="imagenet-train", decoder="pil")` and `@transform(kind="bytes")` are all right. What
+    is not given stays as the registration has it.
     """
     unknown = set(marks) - set(_FIELDS)
     if unknown:

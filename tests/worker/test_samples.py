@@ -65,7 +65,7 @@ class Case:
 
     def apply(self, function: Any) -> list[Output]:
         self.work.start_clock()
-        return list(self.work.apply(function, self.sample, self.work.decode(self.sample)))
+        return list(self.work.apply([function], self.sample, self.work.decode(self.sample)))
 
     def members(self, function: Any) -> dict[str, bytes]:
         """All framed outputs read back."""

@@ -1,6 +1,6 @@
-"""Transforms of a node: `transform add try replay ls show errors rm`."""
+"""Transforms of a node: `transform add add-command add-pipeline try replay ls show errors rm`."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import msgspec
 import typer
@@ -10,7 +10,7 @@ from shardmill.cli.locations import EndpointOption, EpochOption, Options, SeedOp
 from shardmill.cli.objects import read_samples
 from shardmill.cli.output import JsonOption, print_document, print_json, print_table, say, size_text, time_text
 from shardmill.client.shards import describe_sample, read_stream
-from shardmill.core.api import ProbeReport, TransformDetails, TransformStatistics
+from shardmill.core.api import Kind, ProbeReport, TransformDetails, TransformInfo, TransformStatistics
 from shardmill.core.errors import BadRequest, MemberNotFound, TransformFailed
 from shardmill.core.specs import Spec
 
@@ -25,6 +25,12 @@ DecoderOption = Annotated[
 ]
 FieldsOption = Annotated[str | None, typer.Option(metavar="F,F", help="Decode only these fields.")]
 EnvOption = Annotated[str | None, typer.Option(metavar="NAME", help="Environment of the node; default: one that fits.")]
+KindOption = Annotated[
+    str | None, typer.Option(metavar="KIND", help="sample (default), bytes or stream: what it takes and gives.")
+]
+ProbeOption = Annotated[
+    str | None, typer.Option(metavar="URI", help="A shard to try a few samples of, or an object to try whole.")
+]
 ArgsOption = Annotated[str | None, typer.Option("--args", metavar="JSON", help="Keyword arguments of the function.")]
 
 
@@ -32,11 +38,13 @@ ArgsOption = Annotated[str | None, typer.Option("--args", metavar="JSON", help="
 def add(
     function: FunctionArgument,
     name: Annotated[str, typer.Option(metavar="N", help="Default: the function's own.")] = "",
+    kind: KindOption = None,
+    by_path: Annotated[bool, typer.Option("--by-path", help="Of kind bytes: give it the path of a file.")] = False,
     decoder: DecoderOption = "pil",
     fields: FieldsOption = None,
     args: ArgsOption = None,
     env: EnvOption = None,
-    probe: Annotated[str | None, typer.Option(metavar="URI", help="A shard to try a few samples of.")] = None,
+    probe: ProbeOption = None,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Decode pyd and pth fields.")] = False,
     json: JsonOption = False,
     endpoint: EndpointOption = None,
@@ -45,6 +53,8 @@ def add(
     info = connect(endpoint).transforms.add(
         function,
         name,
+        kind=cast(Kind | None, kind),
+        by_path=True if by_path else None,
         decoder=None if decoder == "none" else decoder,
         fields=_field_names(fields),
         args=_arguments(args),
@@ -53,13 +63,48 @@ def add(
         allow_pickle=allow_pickle,
         progress=say,
     )
-    if json:
-        print_json(info)
-        return
-    say(f"registered {info.name} from {info.label} for environment {info.environment}")
-    if info.probe is not None:
-        say(_probe_text(info.probe))
-    print(info.uuid)
+    _print_registered(info, json=json)
+
+
+@app.command("add-command")
+def add_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="To register it under.")],
+    argv: Annotated[
+        list[str], typer.Argument(metavar="COMMAND...", help="Behind --; may have {key} {name} {path} {seed}.")
+    ],
+    args: Annotated[
+        str | None, typer.Option("--args", metavar="JSON", help="What other {names} of the command stand for.")
+    ] = None,
+    env: EnvOption = None,
+    probe: ProbeOption = None,
+    json: JsonOption = False,
+    endpoint: EndpointOption = None,
+) -> None:
+    """Register a command line over whole objects, and print its uuid for URLs.
+
+    It gets an object on its standard input, or as {path}, and gives the output on its standard output.
+    """
+    info = connect(endpoint).transforms.add_command(
+        argv, name, args=_arguments(args), env=env, probe=probe, progress=say
+    )
+    _print_registered(info, json=json)
+
+
+@app.command("add-pipeline")
+def add_pipeline(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="To register it under.")],
+    parts: Annotated[list[str], typer.Argument(metavar="NAME[@DIGEST]...", help="Registered, in order.")],
+    probe: ProbeOption = None,
+    json: JsonOption = False,
+    endpoint: EndpointOption = None,
+) -> None:
+    """Register functions that follow one another in one worker, and print the uuid.
+
+    A part without a digest is the newest version of its name, now and for good.
+    """
+    transforms = connect(endpoint).transforms
+    uuids = [part if "@" in part else transforms.get(part).transform.uuid for part in parts]
+    _print_registered(transforms.add_pipeline(uuids, name, probe=probe, progress=say), json=json)
 
 
 @app.command("try")
@@ -91,6 +136,11 @@ def try_function(
             env=env,
             progress=say,
         )
+        if info.kind != "sample":
+            raise BadRequest(
+                f"{info.name} is of kind {info.kind}, and try shows samples; register it with --probe {shard}, or read "
+                f"an object through it: shardmill get {location} --transform {info.uuid}"
+            )
         trial = trying.run_trial(location, info, samples=samples, seed=seed)
         if json:
             print_json(trial.report())
@@ -150,9 +200,10 @@ def list_transforms(json: JsonOption = False, endpoint: EndpointOption = None) -
             print_json(info)
         return
     rows = [
-        (info.uuid, info.decoder or "-", info.environment, time_text(info.created), info.label or "-") for info in infos
+        (info.uuid, info.kind, info.decoder or "-", info.environment, time_text(info.created), info.label or "-")
+        for info in infos
     ]
-    print_table(("transform", "decoder", "environment", "registered", "from"), rows)
+    print_table(("transform", "kind", "decoder", "environment", "registered", "from"), rows)
     if not infos:
         say("no transforms; add one with: shardmill transform add FILE.py:FUNC")
 
@@ -207,6 +258,16 @@ def rm(name: NameArgument, endpoint: EndpointOption = None) -> None:
     say(f"removed {name}")
 
 
+def _print_registered(info: TransformInfo, *, json: bool) -> None:
+    if json:
+        print_json(info)
+        return
+    say(f"registered {info.name} from {info.label} for environment {info.environment}")
+    if info.probe is not None:
+        say(_probe_text(info.probe, info.kind))
+    print(info.uuid)
+
+
 def _field_names(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
@@ -227,15 +288,17 @@ def _facts(details: TransformDetails) -> list[tuple[str, object]]:
         ("digest", info.digest),
         ("from", info.label or "-"),
         ("registered", time_text(info.created)),
-        ("decoder", info.decoder or "none"),
-        ("fields", "all" if info.fields is None else ", ".join(info.fields)),
-        ("environment", f"{info.environment}, Python {info.python}"),
-        ("imports", ", ".join(info.modules) or "-"),
+        ("kind", f"{info.kind} by path" if info.by_path else info.kind),
     ]
+    if info.kind == "sample":
+        facts.append(("decoder", info.decoder or "none"))
+        facts.append(("fields", "all" if info.fields is None else ", ".join(info.fields)))
+    facts.append(("environment", f"{info.environment}, Python {info.python}" if info.python else info.environment))
+    facts.append(("imports", ", ".join(info.modules) or "-"))
     if info.args is not None:
         facts.append(("arguments", msgspec.json.encode(info.args).decode()))
     if info.probe is not None:
-        facts.append(("probe", _probe_text(info.probe)))
+        facts.append(("probe", _probe_text(info.probe, info.kind)))
     facts.append(("since start", _totals_text(totals)))
     if totals.samples:
         facts.append(("per sample", trying.costs_text(totals)))
@@ -265,7 +328,9 @@ def _totals_text(totals: TransformStatistics) -> str:
     )
 
 
-def _probe_text(probe: ProbeReport) -> str:
+def _probe_text(probe: ProbeReport, kind: Kind) -> str:
+    tried = f"{probe.samples} samples tried" if kind == "sample" else "an object tried"
+    each = f"{probe.seconds_per_sample * 1000:.1f} ms each"
     drawn = "draws no random numbers" if probe.deterministic else "draws random numbers"
     again = "the same bytes for the same seed" if probe.reproducible else "NOT the same bytes for the same seed"
-    return f"{probe.samples} samples tried, {probe.seconds_per_sample * 1000:.1f} ms each: {drawn}, {again}"
+    return f"{tried}, {each}: {drawn}, {again}"

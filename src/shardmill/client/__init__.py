@@ -4,7 +4,7 @@ from shardmill.client.client import Client
 from shardmill.client.handles import BucketHandle, ObjectHandle, Stored
 from shardmill.client.http import NodeUnreachable, TruncatedBody
 from shardmill.client.reading import ObjectReader
-from shardmill.client.transforms import TransformsHandle, WDTransform
+from shardmill.client.transforms import Pipeline, TransformsHandle, WDTransform
 
 __all__ = [
     "BucketHandle",
@@ -12,6 +12,7 @@ __all__ = [
     "NodeUnreachable",
     "ObjectHandle",
     "ObjectReader",
+    "Pipeline",
     "Stored",
     "TransformsHandle",
     "TruncatedBody",

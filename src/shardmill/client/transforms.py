@@ -1,12 +1,14 @@
 """Transforms of a node: ship a function, name its versions, read its failures back."""
 
+import hashlib
 import json
 import re
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, get_args
 from urllib.parse import quote, urlsplit
 
 import msgspec
@@ -17,6 +19,8 @@ from shardmill.core.api import (
     Code,
     ErrorBody,
     Failures,
+    Kind,
+    PipelineRequest,
     RemovedResults,
     Results,
     TransformDetails,
@@ -25,6 +29,7 @@ from shardmill.core.api import (
     Transforms,
     TransformStatistics,
 )
+from shardmill.core.commands import check_command, parse_argv
 from shardmill.core.errors import BadRequest, error_from_wire
 from shardmill.core.paths import parse_object_path
 from shardmill.core.refs import Bucket, ObjectRef
@@ -41,7 +46,46 @@ Probe = str | ObjectHandle
 _ILLEGAL = re.compile(r"[^a-z0-9._-]+")
 
 
-class WDTransform:
+class Registered:
+    """A version at a node, with the options it is to be read with; `a >> b` registers what both give in a row."""
+
+    def __init__(self, client: "Client", info: TransformInfo, spec: Spec) -> None:
+        self.info = info
+        self._client = client
+        self._spec = spec
+
+    @property
+    def name(self) -> str:
+        return self.info.name
+
+    @property
+    def uuid(self) -> str:
+        """Its spec, for every `transform_id` argument: `name@digits` and what is not default."""
+        return str(self._spec)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.uuid!r})"
+
+    def errors(self) -> Failures:
+        """Failures of this version, oldest first."""
+        return self._client.transforms.errors(self.info.uuid)
+
+    def statistics(self) -> TransformStatistics:
+        """Totals of this version since the node started."""
+        return self._client.transforms.statistics(self.info.uuid)
+
+    def __rshift__(self, other: "Part") -> "Pipeline":
+        return Pipeline(self._client, [self, other])
+
+    def __rrshift__(self, other: "Part") -> "Pipeline":
+        return Pipeline(self._client, [other, self])
+
+
+Part = str | TransformInfo | Registered
+"""Of a pipeline: a spec, what a registration returned, or a handle."""
+
+
+class WDTransform(Registered):
     """A function registered at a node, to be run on every sample of a shard while it streams.
 
     ```python
@@ -92,10 +136,12 @@ class WDTransform:
                 "that to the node: shardmill serve --env NAME=/path/to/python, then env=NAME"
             )
         policy = ErrorPolicy.parse(marks_of(transform_func).get("errors", errors) if errors == "skip:0.01" else errors)
+        kind = marks_of(transform_func).get("kind", "sample")
+        if kind != "sample":
+            raise BadRequest(f"WDTransform is for functions over samples, not of kind {kind!r}: use transforms.add")
         if verbose:
             print("Initializing ETL...", flush=True)
-        self._client = client
-        self.info = client.transforms.add(
+        info = client.transforms.add(
             transform_func,
             transform_name,
             decoder=wd_decoder,
@@ -105,29 +151,39 @@ class WDTransform:
             probe=probe,
             progress=_print_progress if verbose else None,
         )
-        self._spec = replace(Spec.parse(self.info.uuid), errors=policy).with_options(seed=seed)
+        super().__init__(client, info, replace(Spec.parse(info.uuid), errors=policy).with_options(seed=seed))
         if verbose:
             print(f"ETL {self.name} successfully initialized", flush=True)
 
-    @property
-    def name(self) -> str:
-        return self.info.name
 
-    @property
-    def uuid(self) -> str:
-        """Its spec, for every `transform_id` argument: `name@digits` and what is not default."""
-        return str(self._spec)
+class Pipeline(Registered):
+    """Registered functions one after the other, in one worker, without encoding in between.
 
-    def __repr__(self) -> str:
-        return f"WDTransform({self.uuid!r})"
+    `a >> b` is one, registered at once; of more than two parts `Pipeline(client, [a, b, c])` registers only the whole.
+    """
 
-    def errors(self) -> Failures:
-        """Failures of this version, oldest first."""
-        return self._client.transforms.errors(self.info.uuid)
+    def __init__(self, client: "Client", parts: Sequence[Part], name: str = "", *, probe: Probe | None = None) -> None:
+        """Args:
+        client: The node.
+        parts: See `TransformsHandle.add_pipeline`. The strictest of their error policies is the pipeline's; a seed
+            that one of them has is too.
+        name: Default: the parts' names, joined by dots.
+        probe: URI, URL or handle of a shard or object.
 
-    def statistics(self) -> TransformStatistics:
-        """Totals of this version since the node started."""
-        return self._client.transforms.statistics(self.info.uuid)
+        Raises:
+            BadRequest: (A ValueError.) The parts cannot follow one another, or have different seeds.
+        """
+        specs = [Spec.parse(part if isinstance(part, str) else part.uuid) for part in parts]
+        seeds = {(spec.seed, spec.epoch) for spec in specs if spec.seed is not None}
+        if len(seeds) > 1:
+            raise BadRequest("the parts have different seeds; a pipeline has one")
+        info = client.transforms.add_pipeline(parts, name, probe=probe)
+        spec = Spec.parse(info.uuid)
+        if info.kind == "sample":
+            spec = replace(spec, errors=min((each.errors for each in specs), key=lambda policy: policy.ratio or 0.0))
+        for seed, epoch in seeds:
+            spec = spec.with_options(seed=seed, epoch=epoch or None)
+        super().__init__(client, info, spec)
 
 
 class TransformsHandle:
@@ -141,6 +197,8 @@ class TransformsHandle:
         function: Function | str | PathLike[str],
         name: str = "",
         *,
+        kind: Kind | None = None,
+        by_path: bool | None = None,
         decoder: str | None = "pil",
         fields: Sequence[str] | None = None,
         args: Mapping[str, object] | None = None,
@@ -154,11 +212,15 @@ class TransformsHandle:
         Args:
             function: What to ship.
             name: Default: its `@transform` name, else its own.
-            decoder: As `wd_decoder` of `WDTransform`.
+            kind: `sample` (default, unless it is marked with another): it takes a sample and returns one. `bytes`: it
+                takes a whole object's bytes and returns the output's. `stream`: it takes two files, to read the object
+                from and to write the output to. Of the last two, a parameter `ref` is given `provider://bucket/key`.
+            by_path: Of kind `bytes`: it takes the path of a file instead.
+            decoder: As `wd_decoder` of `WDTransform`; of kind `sample`, as are `fields` and `allow_pickle`.
             fields: Decode only these.
             args: Keyword arguments of the function; JSON.
             env: An environment of the node by name.
-            probe: URI, URL or handle of a shard.
+            probe: URI, URL or handle of a shard, or of an object that it takes as a whole.
             allow_pickle: Let `pyd` and `pth` fields be decoded, which runs code that they hold.
             progress: Called with what the node is doing.
         """
@@ -170,8 +232,11 @@ class TransformsHandle:
             marks = _marks_of_file(str(function))
         else:
             shipment, marks = ship(function), marks_of(function)
+        kind = _choose_kind(kind, marks)
         if decoder == "pil" and "decoder" in marks:
             decoder = marks["decoder"]
+        if kind != "sample" and decoder not in ("pil", None):
+            raise BadRequest(f"decoder is of kind 'sample'; of kind {kind!r} nothing is decoded")
         fields = fields if fields is not None else marks.get("fields")
         request = TransformRequest(
             name=_choose_name(name, shipment, marks),
@@ -183,16 +248,84 @@ class TransformsHandle:
                 modules=list(shipment.modules),
                 label=shipment.label,
             ),
-            decoder=decoder,
+            kind=kind,
+            by_path=by_path if by_path is not None else marks.get("by_path", False),
+            decoder=decoder if kind == "sample" else None,
             fields=None if fields is None else list(fields),
             args=_json_arguments(args),
             environment=env if env is not None else marks.get("env"),
             allow_pickle=allow_pickle,
             probe=None if probe is None else probe_uri(probe),
         )
+        return self._register("/api/transforms", request, progress)
+
+    def add_command(
+        self,
+        argv: Sequence[str],
+        name: str = "",
+        *,
+        args: Mapping[str, object] | None = None,
+        env: str | None = None,
+        probe: Probe | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> TransformInfo:
+        """Register a command line: each object is its standard input, and what it gives on its standard output.
+
+        Args:
+            argv: The command, to be found in the node's PATH, and its arguments. In them `{key}` and `{name}` stand
+                for the object's key and file name, `{seed}` for a number that the seed decides, `{path}` for a file
+                with the object's bytes (standard input is then empty), other `{names}` for `args`.
+            name: Default: the command's own.
+            args: What other placeholders stand for; JSON.
+            env: An environment of the node by name; it gives the command nothing but a place to run.
+            probe: URI, URL or handle of an object.
+            progress: Called with what the node is doing.
+        """
+        if isinstance(argv, str) or not argv:
+            raise BadRequest("argv is a sequence of strings: the command and its arguments")
+        given = _json_arguments(args)
+        payload = msgspec.json.encode(parse_argv(argv))
+        check_command(payload, given or {})
+        chosen = name or legal_name(argv[0].rpartition("/")[2])
+        request = TransformRequest(
+            name=check_name(chosen),
+            code=Code("command", payload, hashlib.sha256(payload).hexdigest(), python="", label=shlex.join(argv)),
+            kind="command",
+            decoder=None,
+            args=given,
+            environment=env,
+            probe=None if probe is None else probe_uri(probe),
+        )
+        return self._register("/api/transforms", request, progress)
+
+    def add_pipeline(
+        self,
+        parts: Sequence[Part],
+        name: str = "",
+        *,
+        probe: Probe | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> TransformInfo:
+        """Register functions that follow one another; all are of kind `sample`, or all of kind `bytes`.
+
+        Samples go from one function to the next as they are, without encoding in between, in one worker.
+
+        Args:
+            parts: At least two: uuids, what registrations returned, or pipelines. Options of a uuid do not matter.
+            name: Default: the parts' names, joined by dots.
+            probe: URI, URL or handle of a shard or object.
+            progress: Called with what the node is doing.
+        """
+        uuids = [uuid_of(part) for part in parts]
+        chosen = name or ".".join(Spec.parse(uuid).name for uuid in uuids)[:63].rstrip("._-")
+        uri = None if probe is None else probe_uri(probe)
+        return self._register("/api/pipelines", PipelineRequest(check_name(chosen), uuids, uri), progress)
+
+    def _register(
+        self, path: str, request: TransformRequest | PipelineRequest, progress: Callable[[str], None] | None
+    ) -> TransformInfo:
         headers = {"Content-Type": "application/json", "Accept": "application/x-ndjson"}
-        body = msgspec.json.encode(request)
-        with self._transport.request("POST", "/api/transforms", headers=headers, body=body) as answer:
+        with self._transport.request("POST", path, headers=headers, body=msgspec.json.encode(request)) as answer:
             return _read_registration(answer, progress)
 
     def list(self) -> list[TransformInfo]:
@@ -293,6 +426,19 @@ def probe_uri(probe: Probe) -> str:
 def legal_name(name: str) -> str:
     """A function's name as a transform's: lower case, other signs as `-`; empty if nothing legal is left."""
     return _ILLEGAL.sub("-", name.lower()).strip("._-")[:63]
+
+
+def uuid_of(part: Part) -> str:
+    """`name@digits` (+ `,args=`) of what a registration returned, or of a spec."""
+    return _version_of(part.uuid if isinstance(part, Registered | TransformInfo) else part)
+
+
+def _choose_kind(kind: str | None, marks: Marks) -> Kind:
+    chosen = kind if kind is not None else marks.get("kind", "sample")
+    if chosen not in get_args(Kind) or chosen == "command":
+        functions = ", ".join(known for known in get_args(Kind) if known != "command")
+        raise BadRequest(f"kind={chosen!r} is no kind of function; known: {functions}")
+    return cast(Kind, chosen)
 
 
 def _choose_name(name: str, shipment: "Shipment", marks: Marks) -> str:

@@ -51,9 +51,9 @@ class ObjectPage(msgspec.Struct, frozen=True):
 class Code(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A function as it travels: opaque to all but the worker."""
 
-    encoding: Literal["cloudpickle", "source", "command"]
+    encoding: Literal["cloudpickle", "source", "command", "pipeline"]
     payload: bytes
-    """Of a command: its arguments as a JSON list."""
+    """Of a command: its items as JSON, see `core.commands`; of a pipeline, which only a node makes: its parts."""
     form: str
     """64 hex digits: hash of the code's normal form."""
     python: str
@@ -82,6 +82,16 @@ class TransformRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     allow_pickle: bool = False
     probe: str | None = None
     """`provider://bucket/key` of a shard to try a few samples of."""
+
+
+class PipelineRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /api/pipelines`: registered functions, one after the other."""
+
+    name: str
+    parts: list[str]
+    """`name@digits` (+ `,args=`) of each."""
+    probe: str | None = None
+    """`provider://bucket/key` of a shard or object to try it on."""
 
 
 class Announcement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -135,6 +145,8 @@ class TransformInfo(msgspec.Struct, frozen=True):
     created: float
     by_path: bool = False
     args: dict[str, object] | None = None
+    parts: list[str] = []
+    """Of a pipeline: the uuids of its parts, in order."""
     probe: ProbeReport | None = None
 
 

@@ -33,6 +33,7 @@ from shardmill.etl.failures import FailureLog
 from shardmill.etl.object_probe import probe_object
 from shardmill.etl.object_run import ObjectRun
 from shardmill.etl.object_state import ObjectState
+from shardmill.etl.pipelines import part_uuids
 from shardmill.etl.probe import SAMPLES, probe
 from shardmill.etl.run import Order, Run
 from shardmill.etl.run_state import Budget, RunState, SampleFailed
@@ -302,7 +303,8 @@ class Engine:
     def _version(
         self, request: TransformRequest, code: Code, environment: Environment, report: ProbeReport | None
     ) -> Version:
-        return Version(build_info(request, environment.name, report), code, request.allow_pickle)
+        info = build_info(request, environment.name, report, part_uuids(code))
+        return Version(info, code, request.allow_pickle)
 
     async def _probe(self, version: Version, environment: Environment, source: Source, url: str) -> ProbeReport:
         if version.info.kind != "sample":

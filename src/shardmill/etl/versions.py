@@ -54,7 +54,7 @@ class Version:
 class _Record(msgspec.Struct, frozen=True):
     form: int
     info: TransformInfo
-    encoding: Literal["cloudpickle", "source", "command"]
+    encoding: Literal["cloudpickle", "source", "command", "pipeline"]
     code_form: str
     python: str
     modules: list[str]
@@ -220,7 +220,9 @@ def _fits(key: tuple[str, str, str | None], name: str, digest: str | None, args:
     return key[0] == name and key[1].startswith(digest or "") and args in (None, key[2])
 
 
-def build_info(request: TransformRequest, environment: str, probe: ProbeReport | None) -> TransformInfo:
+def build_info(
+    request: TransformRequest, environment: str, probe: ProbeReport | None, parts: Sequence[str] = ()
+) -> TransformInfo:
     """What is known of a version that is registered now."""
     digest = compute_digest(request)
     return TransformInfo(
@@ -237,6 +239,7 @@ def build_info(request: TransformRequest, environment: str, probe: ProbeReport |
         created=time.time(),
         by_path=request.by_path,
         args=request.args,
+        parts=list(parts),
         probe=probe,
     )
 
@@ -254,7 +257,7 @@ def check_request(request: TransformRequest, max_code: int) -> TransformRequest:
         raise BadRequest(f"code.payload has {len(code.payload)} bytes; at most {max_code} are allowed (max_code)")
     if not code.payload:
         raise BadRequest("code.payload is empty")
-    if (request.kind == "command") != (code.encoding == "command"):
+    if (request.kind == "command") != (code.encoding == "command") or code.encoding == "pipeline":
         raise BadRequest(f"code.encoding is {code.encoding!r}, which is not code of kind {request.kind!r}")
     major, _, minor = code.python.partition(".")
     if not (major.isdigit() and minor.isdigit()) and not (request.kind == "command" and not code.python):

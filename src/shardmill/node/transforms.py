@@ -5,13 +5,22 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
-from shardmill.core.api import EnvironmentInfo, Failures, Runs, TransformDetails, TransformInfo, TransformRequest
+from shardmill.core.api import (
+    EnvironmentInfo,
+    Failures,
+    PipelineRequest,
+    Runs,
+    TransformDetails,
+    TransformInfo,
+    TransformRequest,
+)
 from shardmill.core.errors import BadRequest
 from shardmill.core.paths import TransformedRef
 from shardmill.core.refs import ObjectRef
 from shardmill.core.sources import Source
 from shardmill.core.specs import SPEC_DIGITS, Spec, check_name
 from shardmill.etl.engine import Engine
+from shardmill.etl.pipelines import build_pipeline
 from shardmill.etl.runs import Finished, Plan, Reading
 from shardmill.etl.statistics import EngineStatistics
 from shardmill.etl.versions import Version, check_request
@@ -79,7 +88,30 @@ class Transforms:
         """
         self._access.check(principal, "run", None)
         check_name(request.name)
-        request = check_request(request, self._engine.settings.max_code)
+        return await self._register(principal, check_request(request, self._engine.settings.max_code), progress)
+
+    async def register_pipeline(
+        self, principal: Principal, request: PipelineRequest, *, progress: Callable[[str], None]
+    ) -> tuple[TransformInfo, bool]:
+        """Register what registered versions give one after the other; True: it is new.
+
+        Raises:
+            BadRequest: They cannot follow one another.
+            TransformNotFound: One of them is not registered.
+            TransformFailed: The probe fails.
+        """
+        self._access.check(principal, "run", None)
+        check_name(request.name)
+        specs = [Spec.parse(part) for part in request.parts]
+        bare = next((spec.name for spec in specs if spec.digest is None), None)
+        if bare is not None:
+            raise BadRequest(f"the part {bare!r} names no version; use the uuid that registration returned")
+        versions = [self._resolve(spec) for spec in specs]
+        return await self._register(principal, build_pipeline(request.name, versions, request.probe), progress)
+
+    async def _register(
+        self, principal: Principal, request: TransformRequest, progress: Callable[[str], None]
+    ) -> tuple[TransformInfo, bool]:
         if request.probe is None:
             return await self._engine.register(request, probe_with=None, progress=progress)
         ref = ObjectRef.parse(request.probe)

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
-from typing import Any, TypeVar
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -12,6 +14,7 @@ from shardmill.core.api import (
     Buckets,
     ObjectInfo,
     ObjectPage,
+    PipelineRequest,
     SampleCounts,
     ShardNames,
     TransformInfo,
@@ -37,6 +40,12 @@ _ANNOUNCEMENT = 16 << 20  # bytes
 _LINES = "application/x-ndjson"
 
 Value = TypeVar("Value")
+
+
+class _Registration(Protocol):
+    """Registers something; says what takes long."""
+
+    async def __call__(self, *, progress: Callable[[str], None]) -> tuple[TransformInfo, bool]: ...
 
 
 class Api:
@@ -120,17 +129,28 @@ class Api:
         limit = self._node.config.transforms.max_code * 4 // 3 + _BODY
         body = await _read(call, limit, "max_code", self._node.config.server.body_timeout)
         request = _decode(body, TransformRequest, "a registration")
+        return await self._answer_registration(call, partial(self._transforms.register, call.principal, request))
+
+    async def register_pipeline(self, call: Call) -> web.StreamResponse:
+        """As `register`, of versions that follow one another."""
+        call.query()
+        body = await _read(call, _BODY, "a pipeline", self._node.config.server.body_timeout)
+        request = _decode(body, PipelineRequest, "a pipeline")
+        register = partial(self._transforms.register_pipeline, call.principal, request)
+        return await self._answer_registration(call, register)
+
+    async def _answer_registration(self, call: Call, register: _Registration) -> web.StreamResponse:
         if _LINES in call.headers.get("Accept", ""):
-            return await self._register_with_progress(call, request)
-        info, is_new = await self._transforms.register(call.principal, request, progress=lambda _: None)
+            return await self._register_with_progress(call, register)
+        info, is_new = await register(progress=lambda _: None)
         return _json(info, status=201 if is_new else 200)
 
-    async def _register_with_progress(self, call: Call, request: TransformRequest) -> web.StreamResponse:
+    async def _register_with_progress(self, call: Call, register: _Registration) -> web.StreamResponse:
         lines: asyncio.Queue[str | None] = asyncio.Queue()
 
         async def work() -> tuple[TransformInfo, bool]:
             try:
-                return await self._transforms.register(call.principal, request, progress=lines.put_nowait)
+                return await register(progress=lines.put_nowait)
             finally:
                 lines.put_nowait(None)
 

@@ -62,6 +62,7 @@ class App:
             "/api/objects": {"GET": api.objects},
             "/api/transforms": {"GET": api.transforms, "POST": api.register},
             "/api/transforms/errors": {"GET": api.failures},
+            "/api/pipelines": {"POST": api.register_pipeline},
             "/api/samples": {"POST": api.samples},
             "/api/runs": {"GET": api.runs},
             "/api/results": {"GET": api.results, "DELETE": api.remove_results},

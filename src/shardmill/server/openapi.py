@@ -32,6 +32,14 @@ OPERATIONS: tuple[_Operation, ...] = (
         api.TransformInfo,
         (),
     ),
+    (
+        "post",
+        "/api/pipelines",
+        "Register versions that follow one another as one. Lines of progress as for /api/transforms.",
+        api.PipelineRequest,
+        api.TransformInfo,
+        (),
+    ),
     ("get", "/api/transforms/{name}", "Show one version.", None, api.TransformDetails, ()),
     ("delete", "/api/transforms/{name}", "Remove one version, or all of a name.", None, None, ()),
     (

@@ -3,6 +3,7 @@
 This is one of the two places that catch everything: around user code.
 """
 
+import base64
 import functools
 import json
 import linecache
@@ -62,6 +63,18 @@ def load_function(encoding: str, payload: bytes, arguments: dict[str, Any] | Non
         raise SampleFailure(f"the code loads as {type(function).__name__}, which is not callable")
     # A partial keeps the signature, by which a function says whether it wants to know its object.
     return functools.partial(function, **arguments) if arguments else function
+
+
+def load_functions(encoding: str, payload: bytes, arguments: dict[str, Any] | None) -> list[Function]:
+    """The functions of a version, which follow one another; one, unless it is a pipeline.
+
+    Raises:
+        SampleFailure: As `load_function`.
+    """
+    if encoding != "pipeline":
+        return [load_function(encoding, payload, arguments)]
+    parts = json.loads(payload)
+    return [load_function(part["encoding"], base64.b64decode(part["payload"]), part["args"]) for part in parts]
 
 
 def failure_of(error: BaseException, what: str) -> SampleFailure:

@@ -14,7 +14,7 @@ from typing import Any
 from shardmill.shards.decoding import Decoder
 from shardmill.worker import wire
 from shardmill.worker.arena import Arena
-from shardmill.worker.calls import Function, SampleFailure, load_function
+from shardmill.worker.calls import Function, SampleFailure, load_functions
 from shardmill.worker.exchange import Exchange
 from shardmill.worker.objects import Task
 from shardmill.worker.samples import Output, SampleWork, SourceChanged, SourceSample
@@ -67,7 +67,7 @@ class Worker:
         self._batch = 0
         self._flushed = 0.0
         self._seeder = Seeder()
-        self._function: Function | None = None
+        self._functions: list[Function] = []
         self._work: SampleWork | None = None
         self._task: Task | None = None
         self._probing = False
@@ -116,7 +116,7 @@ class Worker:
         self._seeder.install()
         try:
             if head["kind"] == "sample":
-                self._function = load_function(head["encoding"], frame.blob, head["args"])
+                self._functions = load_functions(head["encoding"], frame.blob, head["args"])
                 self._work = SampleWork(Decoder(head["decoder"], head["fields"], head["allow_pickle"]))
             else:
                 self._task = load_task(head, frame.blob)
@@ -178,7 +178,7 @@ class Worker:
 
     def _transform(self, sample: SourceSample, seed: int) -> list[Any]:
         """One sample's result: `[ordinal, "out", pieces, first key, last key, bytes read, moved]`, or a failure."""
-        assert self._work is not None and self._function is not None
+        assert self._work is not None
         given = self._open = OpenSample(sample.ordinal)
         moved = False
         try:
@@ -186,7 +186,7 @@ class Worker:
             self._seeder.seed(seed)
             if self._probing:
                 self._seeder.mark()
-            for output in self._work.apply(self._function, sample, values):
+            for output in self._work.apply(self._functions, sample, values):
                 if given.keys and given.keys[-1] == output.key:
                     raise SampleFailure(f"two adjacent samples have the key {output.key!r}; give each its own __key__")
                 given.keys.append(output.key)

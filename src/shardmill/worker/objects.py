@@ -10,7 +10,7 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from shardmill.worker.calls import SampleFailure, failure_of
@@ -39,22 +39,23 @@ class Task(Protocol):
 
 
 class BytesTask:
-    """Calls a function with the object's bytes, or with the path of a file that has them."""
+    """Calls a function with the object's bytes, or with the path of a file that has them; others with what it gave."""
 
-    def __init__(self, function: Callable[..., Any], *, by_path: bool) -> None:
-        self._function = function
+    def __init__(self, functions: Sequence[Callable[..., Any]], *, by_path: bool) -> None:
+        self._functions = [(function, takes_ref(function)) for function in functions]
         self._by_path = by_path
-        self._takes_ref = takes_ref(function)
 
     def __call__(self, exchange: Exchange, *, key: str, ref: str, seed: int) -> None:
-        more = {"ref": ref} if self._takes_ref else {}
-        with called(ref), file_of(exchange, key) if self._by_path else whole_of(exchange) as data:
+        value: Any
+        with called(ref), file_of(exchange, key) if self._by_path else whole_of(exchange) as value:
             exchange.lap(ENCODE)
-            result = self._function(data, **more)
+            for function, wants_ref in self._functions:
+                value = function(value, **({"ref": ref} if wants_ref else {}))
+                if not isinstance(value, (bytes, bytearray, memoryview)):
+                    kind = type(value).__name__
+                    raise SampleFailure(f"{ref}: the function returned {kind}; return the output as bytes")
         exchange.lap(USER)
-        if not isinstance(result, (bytes, bytearray, memoryview)):
-            raise SampleFailure(f"{ref}: the function returned {type(result).__name__}; return the output as bytes")
-        exchange.write(result)
+        exchange.write(value)
 
 
 class StreamTask:

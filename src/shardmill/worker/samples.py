@@ -6,7 +6,7 @@ Untouched fields pass through byte for byte. A field counts as touched when its 
 import os
 import pickle
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,48 +101,59 @@ class SampleWork:
         self._lap(1)
         return values
 
-    def apply(self, function: Function, sample: SourceSample, values: dict[str, Any]) -> Iterator[Output]:
-        """Call the function and encode what it gives: a dict, None, or an iterable of dicts.
+    def apply(self, functions: Sequence[Function], sample: SourceSample, values: dict[str, Any]) -> Iterator[Output]:
+        """Call the functions, each on what the one before it gives, and encode what the last gives.
+
+        Each gives a dict, None, or an iterable of dicts.
 
         Raises:
-            SampleFailure: It raised, or gave what cannot be encoded.
+            SampleFailure: One raised, or gave what cannot be encoded.
         """
         try:
-            yield from self._outputs(function, sample, values)
+            yield from self._outputs(functions, sample, values)
         except (SampleFailure, GeneratorExit):
             raise
         except BaseException as error:
             # The function's, or that of an object it gave: mappings, keys and items may be of the user's own classes.
             raise failure_of(error, f"sample {sample.key!r}") from None
 
-    def _outputs(self, function: Function, sample: SourceSample, values: dict[str, Any]) -> Iterator[Output]:
+    def _outputs(self, functions: Sequence[Function], sample: SourceSample, values: dict[str, Any]) -> Iterator[Output]:
         originals = dict(values)
+        for key, result in self._chain(functions, sample.key, values):
+            yield self._encode(sample, originals, key, result)
+
+    def _chain(
+        self, functions: Sequence[Function], key: str, values: dict[str, Any]
+    ) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """What the last function gives, sample by sample, with their keys."""
+        function, *others = functions
+        for given_key, result in self._call(function, key, values):
+            if others:
+                url = values["__url__"]
+                yield from self._chain(others, given_key, {"__url__": url, **result, "__key__": given_key})
+            else:
+                yield given_key, result
+
+    def _call(self, function: Function, key: str, values: dict[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         result = function(values)
         self._lap(2)
         if result is None:
             return
         if isinstance(result, Mapping):
-            yield self._encode(sample, originals, result, None)
+            yield _key_of(result, key, None), result
             return
         if isinstance(result, (str, bytes, bytearray)) or not isinstance(result, Iterable):
             raise SampleFailure(
-                f"sample {sample.key!r}: the function returned {type(result).__name__}; "
+                f"sample {key!r}: the function returned {type(result).__name__}; "
                 "return the sample (a dict), None to drop it, or an iterable of samples"
             )
         for index, item in enumerate(result):
             self._lap(2)
             if not isinstance(item, Mapping):
-                raise SampleFailure(f"sample {sample.key!r}: item {index} is {type(item).__name__}, not a dict")
-            yield self._encode(sample, originals, item, index)
+                raise SampleFailure(f"sample {key!r}: item {index} is {type(item).__name__}, not a dict")
+            yield _key_of(item, key, index), item
 
-    def _encode(
-        self, sample: SourceSample, originals: dict[str, Any], result: Mapping[str, Any], index: int | None
-    ) -> Output:
-        key = result.get("__key__", sample.key)
-        if not isinstance(key, str) or not key or "\0" in key:
-            raise SampleFailure(f"sample {sample.key!r}: __key__ is {key!r}, not a name")
-        if index is not None and key == sample.key:
-            key = f"{key}-{index}"
+    def _encode(self, sample: SourceSample, originals: dict[str, Any], key: str, result: Mapping[str, Any]) -> Output:
         headers = {field[0]: field[3:] for field in sample.fields}
         first = sample.fields[0][3:]
         names = member_order([name for name in result if isinstance(name, str)])
@@ -187,6 +198,14 @@ class SampleWork:
             return is_same(value, self._decoder.decode(name, raw))
         except Exception:
             return False
+
+
+def _key_of(result: Mapping[str, Any], key: str, index: int | None) -> str:
+    """The key of what a function gave for the sample `key`; `index` is its place if it gave several."""
+    given = result.get("__key__", key)
+    if not isinstance(given, str) or not given or "\0" in given:
+        raise SampleFailure(f"sample {key!r}: __key__ is {given!r}, not a name")
+    return f"{key}-{index}" if index is not None and given == key else given
 
 
 def is_same(left: Any, right: Any) -> bool:
