@@ -6,6 +6,7 @@ import gzip
 import io
 import os
 import random
+import shutil
 import signal
 import subprocess
 import tarfile
@@ -53,6 +54,18 @@ def source(tmp_path: Path) -> Path:
     """A file whose half can be compressed."""
     path = tmp_path / "s.bin"
     path.write_bytes(random.Random(5).randbytes(1_500_000) + b"shardmill" * 200_000)
+    return path
+
+
+@pytest.fixture
+def picture(tmp_path: Path, shards: Path) -> Path:
+    """A JPEG of the first shard."""
+    with tarfile.open(next(iter(sorted(shards.glob("*.tar"))))) as archive:
+        member = next(member for member in archive if member.name.endswith("jpg"))
+        file = archive.extractfile(member)
+        assert file is not None
+        path = tmp_path / "picture.jpg"
+        path.write_bytes(file.read())
     return path
 
 
@@ -123,6 +136,51 @@ def test_a_command_gives_what_it_gives_in_a_shell(tmp_path: Path, source: Path) 
             assert (
                 await read(engine, await register_request(engine, command_request(["gzip", "-nc"])), source) == expected
             )
+
+    run(story())
+
+
+PROGRAMS = {
+    "gzip": ["gzip", "-nc"],
+    "xz": ["xz", "-c"],
+    "zstd": ["zstd", "-qc"],
+    "ffmpeg": ["ffmpeg", "-v", "error", "-i", "-", "-vf", "scale=64:-1", "-bitexact", "-f", "image2pipe", "-"],
+    "ffmpeg by path": ["ffmpeg", "-v", "error", "-i", "{path}", "-bitexact", "-c:v", "png", "-f", "image2pipe", "-"],
+}
+
+
+@pytest.mark.parametrize("name", [name for name, argv in PROGRAMS.items() if shutil.which(argv[0])])
+def test_a_real_program_gives_for_a_real_picture_what_it_gives_at_home(
+    tmp_path: Path, picture: Path, name: str
+) -> None:
+    argv = PROGRAMS[name]
+    at_home = [item.replace("{path}", str(picture)) for item in argv]
+    expected = subprocess.run(at_home, input=picture.read_bytes(), capture_output=True, check=True).stdout
+
+    async def story() -> None:
+        async with open_engine(tmp_path / "data") as engine:
+            version = await register_request(engine, command_request(argv), probe=picture)
+            assert await read(engine, version, picture) == expected
+            assert version.info.probe is not None
+            assert version.info.probe.deterministic
+
+    run(story())
+
+
+def test_no_path_of_the_node_is_in_what_a_command_says(tmp_path: Path, source: Path) -> None:
+    script = "echo $1 $HOME/x $TMPDIR $PWD/y >&2; exit 1"
+
+    async def story() -> None:
+        async with open_engine(tmp_path / "data") as engine:
+            argv = ["sh", "-c", script, "sh", "{path}"]
+            version = await register_request(engine, command_request(argv))
+            with pytest.raises(TransformFailed) as caught:
+                await read(engine, version, source)
+            (failure,) = engine.failures.find(transform=version.label).failures
+            for text in (caught.value.message, failure.output or ""):
+                assert "shard-000000.tar x" in text
+                assert str(tmp_path) not in text
+                assert "worker-" not in text
 
     run(story())
 
@@ -764,7 +822,7 @@ def pictures_of(data: bytes) -> Iterator[tuple[int, int]]:
         yield picture.size
 
 
-def test_a_picture_is_made_smaller(tmp_path: Path, shards: Path) -> None:
+def test_a_picture_is_made_smaller(tmp_path: Path, picture: Path) -> None:
     code = """
         import io
         import PIL.Image
@@ -775,12 +833,6 @@ def test_a_picture_is_made_smaller(tmp_path: Path, shards: Path) -> None:
                 picture.convert("RGB").resize((width, height)).save(out, "JPEG", quality=85)
             return out.getvalue()
     """
-    with tarfile.open(next(iter(sorted(shards.glob("*.tar"))))) as archive:
-        member = next(member for member in archive if member.name.endswith("jpg"))
-        file = archive.extractfile(member)
-        assert file is not None
-        picture = tmp_path / "picture.jpg"
-        picture.write_bytes(file.read())
 
     async def story() -> None:
         async with open_engine(tmp_path / "data") as engine:

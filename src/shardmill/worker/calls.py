@@ -79,14 +79,14 @@ def load_functions(encoding: str, payload: bytes, arguments: dict[str, Any] | No
 
 def failure_of(error: BaseException, what: str) -> SampleFailure:
     """A failure with the user's traceback; robust against exceptions whose own methods raise or are huge."""
-    message = _without_own_paths(f"{what}: {_text_of(error)}")[:MAX_MESSAGE]
+    message = without_own_paths(f"{what}: {_text_of(error)}")[:MAX_MESSAGE]
     try:
         text = "".join(_lines_of(error))
     except BaseException:
         text = f"{_name_of(error)} (its traceback cannot be printed)"
     if len(text) > MAX_TRACEBACK:
         text = f"{text[: MAX_TRACEBACK // 4]}\n…\n{text[-MAX_TRACEBACK * 3 // 4 :]}"
-    return SampleFailure(message, _without_own_paths(text), out_of_memory=isinstance(error, MemoryError))
+    return SampleFailure(message, without_own_paths(text), out_of_memory=isinstance(error, MemoryError))
 
 
 def _text_of(error: BaseException) -> str:
@@ -104,7 +104,7 @@ def _name_of(error: BaseException) -> str:
     return str(type.__dict__["__name__"].__get__(type(error)))
 
 
-def _without_own_paths(text: str) -> str:
+def without_own_paths(text: str) -> str:
     """Files of libraries by their place in the library: where this interpreter lies is nobody's business."""
     folders = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
     for folder in (*folders, _STANDARD_LIBRARY, _ROOT, os.environ.get("HOME", "")):

@@ -11,10 +11,10 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
-from shardmill.worker.calls import MAX_MESSAGE, SampleFailure
+from shardmill.worker.calls import MAX_MESSAGE, SampleFailure, without_own_paths
 from shardmill.worker.exchange import ENCODE, USER, Exchange
 from shardmill.worker.objects import file_of
 
@@ -60,7 +60,8 @@ class CommandTask:
             stack.callback(_end, process)
             transfer = _Transfer(process, exchange, feeds=not self._needs_file)
             transfer.run()
-            _judge(os.path.basename(self._command), _end(process), transfer.stderr)
+            folders = [folder, *([os.path.dirname(values["path"])] if self._needs_file else [])]
+            _judge(os.path.basename(self._command), _end(process), transfer.stderr, folders)
 
     def _start(self, argv: list[str], folder: str) -> "subprocess.Popen[bytes]":
         environment = {**os.environ, "PATH": self._path, "HOME": folder, "TMPDIR": folder, "XDG_CACHE_HOME": folder}
@@ -226,10 +227,14 @@ def _end(process: "subprocess.Popen[bytes]") -> int:
     return process.wait()
 
 
-def _judge(name: str, status: int, stderr: bytes | bytearray) -> None:
+def _judge(name: str, status: int, stderr: bytes | bytearray, folders: Sequence[str]) -> None:
+    """Raise SampleFailure unless it succeeded; `folders` are its own, of which nothing is said."""
     if status == 0:
         return
     text = stderr.decode("utf-8", "replace").strip()
+    for folder in folders:
+        text = text.replace(f"{folder}/", "").replace(folder, ".")
+    text = without_own_paths(text)
     how = f"exited with status {status}" if status > 0 else f"was killed by {_signal_name(-status)}"
     words = text.splitlines()[-1].strip()[-_LAST_WORDS:] if text else "it wrote nothing to its standard error"
     raise SampleFailure(f"{name} {how}: {words}"[:MAX_MESSAGE], output=text or None)
