@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv demo check test test-torch bench soak docs docs-generate lock clean
+.PHONY: help venv demo check test test-torch test-packages bench soak docs docs-generate lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -37,6 +37,9 @@ test-torch: venv ## the tests against the real WebDataset, torch and torchvision
 	@python=$$(tools/torch-venv) && \
 	  SHARDMILL_TEST_SERVER_PYTHON=$(CURDIR)/$(BIN)/python PYTHONPATH=$(CURDIR)/src \
 	  "$$python" -m pytest -p no:cacheprovider $(or $(ARGS),tests/torch)
+
+test-packages: venv ## environments of packages from the package index; needs a network
+	@$(BIN)/python -m pytest $(or $(ARGS),tests/registry)
 
 bench: venv ## the benchmarks: ratios against named peers, as docs/benchmarks.md shows them
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -80,7 +80,7 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_file(file: Path) -> 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_setting_can_be_given_in_each_of_the_three_ways(section: str, tmp_path: Path, file: Path) -> None:
     texts: dict[Any, str] = {Size: "3MiB", Seconds: "3s", int: "3", bool: "true", Path: str(tmp_path / "x")}
-    special = {"listen": "127.0.0.1:3", "log_level": "debug"}
+    special = {"listen": "127.0.0.1:3", "log_level": "debug", "find_links": str(tmp_path)}
     kinds = typing.get_type_hints(SECTIONS[section])
     values = {}
     for item in dataclasses.fields(SECTIONS[section]):
@@ -308,3 +308,24 @@ def test_commands_are_looked_up_where_the_node_itself_looks() -> None:
     assert load_config(environ={}).transforms.commands == os.defpath
     given = {"PATH": "/opt/bin", "SHARDMILL_TRANSFORMS_COMMAND_PATH": "/srv/bin"}
     assert load_config(environ=given).transforms.commands == "/srv/bin"
+
+
+@pytest.mark.parametrize(
+    ("packages", "reason"),
+    [
+        ('policy = "allow-list"', 'packages: policy = "allow-list" and the names in allow go together'),
+        ('allow = ["numpy"]', 'packages: policy = "allow-list" and the names in allow go together'),
+        ("no_index = true", "packages: no_index leaves nothing but find_links, and that is empty"),
+        ('find_links = ["/nonexistent/wheels"]', "packages.find_links /nonexistent/wheels: is neither a URL nor a dir"),
+        ("timeout = 0", "packages.timeout 0.0: at least 1 is needed"),
+    ],
+)
+def test_settings_of_packages_that_contradict_each_other(file: Path, packages: str, reason: str) -> None:
+    file.write_text(f"[packages]\n{packages}\n")
+    [problem] = problems_of(file)
+    assert reason in problem
+
+
+def test_names_of_environments_that_the_node_builds_are_its_own() -> None:
+    [problem] = problems_of(environments=[f"packages-mine={sys.executable}"])
+    assert "packages-… are those that the node builds itself" in problem

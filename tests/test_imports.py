@@ -75,6 +75,7 @@ DEFERRED: dict[str, set[str]] = {
 OWNERS: dict[str, set[str]] = {
     "obstore": {"storage"},
     "lmdb": {"storage"},
+    "uv": {"etl"},
     "ray": {"on_ray"},
     "aiohttp.web": {"server", "testing"},
     "webdataset": {"torch"},

@@ -25,12 +25,14 @@ def test_marks_are_read_from_source_without_running_it() -> None:
     source = """
 raise RuntimeError("not to be run")
 
-@shardmill.transform(name="imagenet", decoder=None, env=PLACE)
+@shardmill.transform(name="imagenet", decoder=None, env=PLACE, packages=["numpy<3", "av"])
 def first(sample): return sample
 
 @transform
 def second(sample): return sample
 """
-    assert marks_in_source(source, "first") == {"name": "imagenet", "decoder": None}
+    assert marks_in_source(source, "first") == {
+        "name": "imagenet", "decoder": None, "packages": ["numpy<3", "av"],
+    }  # fmt: skip
     assert marks_in_source(source, "second") == {}
     assert marks_in_source(source, "third") == {}

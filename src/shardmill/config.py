@@ -20,6 +20,8 @@ from shardmill.core.refs import Bucket
 
 MIB = 1 << 20
 
+PACKAGES_PREFIX = "packages-"  # of the names of environments that the node builds itself
+
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", re.IGNORECASE)
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?")
@@ -163,6 +165,30 @@ class ResultSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class PackageSettings:
+    """`[packages]`: environments that are built for transforms registered with `packages=`."""
+
+    policy: Literal["any", "allow-list", "off"] = _setting(
+        "any", "What may be asked for: any distribution that the indexes have, those of `allow`, or none."
+    )
+    allow: tuple[str, ...] = _setting((), "Names of distributions; what they depend on comes along.")
+    index_url: str = _setting("", "Package index; default: the one that uv is configured for.")
+    extra_index_urls: tuple[str, ...] = _setting((), "Further indexes, asked first.")
+    find_links: tuple[str, ...] = _setting((), "Directories, or URLs of pages, with further wheels.")
+    no_index: bool = _setting(False, "Ask no index: take what `find_links` has.")
+    allow_builds: bool = _setting(False, "Build what has no wheel, which runs its code with the node's rights.")
+    capacity: Size = _setting(
+        Size(20 << 30), "Disk that environments and downloads may take, bytes; what no version uses leaves first."
+    )
+    timeout: Seconds = _setting(Seconds(1800), "Seconds that one environment may take to be built.", least=1)
+
+    @property
+    def wheel_places(self) -> tuple[str, ...]:
+        """`find_links` with whole paths."""
+        return tuple(place if "://" in place else str(_absolute(place)) for place in self.find_links)
+
+
+@dataclass(frozen=True, slots=True)
 class BucketSettings:
     """`[[bucket]]`: one bucket and what is behind it."""
 
@@ -200,6 +226,7 @@ class Config:
     storage: StorageSettings = StorageSettings()
     transforms: TransformSettings = TransformSettings()
     results: ResultSettings = ResultSettings()
+    packages: PackageSettings = PackageSettings()
     buckets: tuple[BucketSettings, ...] = ()
     environments: tuple[EnvironmentSettings, ...] = ()
 
@@ -209,6 +236,7 @@ SECTIONS: dict[str, type] = {
     "storage": StorageSettings,
     "transforms": TransformSettings,
     "results": ResultSettings,
+    "packages": PackageSettings,
 }
 
 
@@ -261,6 +289,7 @@ def load_config(
         storage=StorageSettings(**sections["storage"]),
         transforms=TransformSettings(**sections["transforms"]),
         results=ResultSettings(**sections["results"]),
+        packages=PackageSettings(**sections["packages"]),
         buckets=_checked_buckets(bucket_tables, problems),
         environments=_checked_environments(environment_tables, problems),
     )
@@ -439,6 +468,8 @@ def _checked_environments(
     for table in tables:
         if not _ENVIRONMENT_NAME.fullmatch(table.name):
             problems.append(f"environment {table.name!r}: bad name")
+        elif table.name.startswith(PACKAGES_PREFIX):
+            problems.append(f"environment {table.name!r}: {PACKAGES_PREFIX}… are those that the node builds itself")
         elif not os.access(table.python, os.X_OK) or table.python.is_dir():
             problems.append(f"environment {table.name!r}: {table.python} is not an interpreter that can be run")
         checked[table.name] = table
@@ -470,8 +501,23 @@ def _check(config: Config, problems: list[str]) -> None:
     problems += [
         f"tls: {path} does not exist" for path in (server.tls_cert, server.tls_key) if path and not path.exists()
     ]
+    problems += _package_problems(config.packages)
     if server.log_level not in ("debug", "info", "warning", "error"):
         problems.append(f"log_level {server.log_level!r} is not one of debug, info, warning, error")
+
+
+def _package_problems(packages: PackageSettings) -> list[str]:
+    problems = []
+    if (packages.policy == "allow-list") != bool(packages.allow):
+        problems.append('packages: policy = "allow-list" and the names in allow go together')
+    if packages.no_index and not packages.find_links:
+        problems.append("packages: no_index leaves nothing but find_links, and that is empty")
+    problems += [
+        f"packages.find_links {place}: is neither a URL nor a directory"
+        for place in packages.wheel_places
+        if "://" not in place and not Path(place).is_dir()
+    ]
+    return problems
 
 
 def is_loopback(host: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, TypedDict, TypeVar, cast, overload
 MARK = "__shardmill_transform__"
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-_FIELDS = ("name", "kind", "by_path", "decoder", "fields", "env", "errors")
+_FIELDS = ("name", "kind", "by_path", "decoder", "fields", "env", "packages", "errors")
 
 
 class Marks(TypedDict, total=False):
@@ -23,6 +23,7 @@ class Marks(TypedDict, total=False):
     decoder: str | None
     fields: list[str] | None
     env: str | None
+    packages: list[str]
     errors: str
 
 
@@ -39,12 +40,13 @@ def transform(
     decoder: str | None = ...,
     fields: Sequence[str] | None = ...,
     env: str | None = ...,
+    packages: Sequence[str] = ...,
     errors: str = ...,
 ) -> Callable[[_Function], _Function]: ...
 
 
 def transform(function: Callable[..., Any] | None = None, /, **marks: Any) -> Any:
-    """Mark a function with the name, kind, decoder, fields, environment and error policy to register it with.
+    """Mark a function with the name, kind, decoder, fields, environment, packages and error policy to register it with.
 
     `@transform`, `@transform(name="imagenet-train", decoder="pil")` and `@transform(kind="bytes")` are all right. What
     is not given stays as the registration has it.
@@ -52,8 +54,9 @@ def transform(function: Callable[..., Any] | None = None, /, **marks: Any) -> An
     unknown = set(marks) - set(_FIELDS)
     if unknown:
         raise TypeError(f"transform() has no argument {', '.join(sorted(unknown))}; known: {', '.join(_FIELDS)}")
-    if marks.get("fields") is not None:
-        marks["fields"] = list(marks["fields"])
+    for name in ("fields", "packages"):
+        if marks.get(name) is not None:
+            marks[name] = list(marks[name])
 
     def mark(marked: _Function) -> _Function:
         setattr(marked, MARK, marks)

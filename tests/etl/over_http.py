@@ -3,7 +3,7 @@
 import http.client
 import sys
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,10 +67,11 @@ class Served:
         decoder: str | None = "pil",
         probe: str | None = None,
         env: str | None = None,
+        packages: Sequence[str] = (),
     ) -> TransformInfo:
         """Raises Refused."""
         request: TransformRequest = request_for(source, name=name, decoder=decoder)
-        request = msgspec.structs.replace(request, environment=env)
+        request = msgspec.structs.replace(request, environment=env, packages=list(packages))
         if probe is not None:
             request = msgspec.structs.replace(request, probe=f"{BUCKET}/{probe}")
         answer = self.ask("POST", "/api/transforms", msgspec.json.encode(request))

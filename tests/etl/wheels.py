@@ -2,9 +2,12 @@
 
 import base64
 import hashlib
+import importlib.metadata
+import io
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,11 +23,10 @@ def write_wheel(
     info = f"{name}-{version}.dist-info"
     contents = {
         **files,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-        + "".join(f"Requires-Dist: {requirement}\n" for requirement in requires),
+        f"{info}/METADATA": _metadata(name, version, requires),
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
-    record = [f"{path},sha256={_hash(text)},{len(text.encode())}" for path, text in contents.items()]
+    record = [f"{path},sha256={_hash(text.encode())},{len(text.encode())}" for path, text in contents.items()]
     contents[f"{info}/RECORD"] = "\n".join([*record, f"{info}/RECORD,,"]) + "\n"
     path = directory / f"{name}-{version}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
@@ -53,5 +55,50 @@ def _run(*arguments: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def _hash(text: str) -> str:
-    return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
+def _metadata(name: str, version: str, requires: Sequence[str]) -> str:
+    needed = "".join(f"Requires-Dist: {requirement}\n" for requirement in requires)
+    return f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needed}"
+
+
+def _hash(data: bytes) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+
+
+def repack(directory: Path, *names: str) -> None:
+    """Wheels of distributions as they are installed here, so that an environment can have them without a network."""
+    directory.mkdir(exist_ok=True)
+    for name in names:
+        found = importlib.metadata.distribution(name)
+        tags = [
+            line.partition(": ")[2] for line in (found.read_text("WHEEL") or "").splitlines() if line.startswith("Tag")
+        ]
+        interpreters, abis, platforms = ({tag.split("-")[part] for tag in tags} for part in range(3))
+        tag = "-".join(".".join(sorted(part)) for part in (interpreters, abis, platforms))
+        path = directory / f"{found.metadata['Name'].replace('-', '_')}-{found.version}-{tag}.whl"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+            record = []
+            for file in found.files or ():
+                if (
+                    ".." in file.parts
+                    or "__pycache__" in file.parts
+                    or file.name in ("RECORD", "INSTALLER", "REQUESTED")
+                ):
+                    continue
+                data = Path(str(file.locate())).read_bytes()
+                archive.writestr(zipfile.ZipInfo(str(file)), data)
+                record.append(f"{file},sha256={_hash(data)},{len(data)}")
+            info = next(file.parts[0] for file in found.files or () if file.parts[0].endswith(".dist-info"))
+            archive.writestr(f"{info}/RECORD", "\n".join([*record, f"{info}/RECORD,,"]) + "\n")
+
+
+def write_sdist(directory: Path, name: str, version: str, *, backend: str) -> Path:
+    """A source distribution that builds itself by the module `backend`, which needs nothing."""
+    project = f'[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n[project]\nname = "{name}"\nversion = "{version}"\n'
+    files = {"pyproject.toml": project, "backend.py": backend, "PKG-INFO": _metadata(name, version, ())}
+    path = directory / f"{name}-{version}.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for member, text in files.items():
+            header = tarfile.TarInfo(f"{name}-{version}/{member}")
+            header.size = len(text.encode())
+            archive.addfile(header, io.BytesIO(text.encode()))
+    return path

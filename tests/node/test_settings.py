@@ -28,3 +28,13 @@ def test_the_shown_settings_are_all_of_them_in_plain_json(tmp_path: Path) -> Non
     assert shown["server"]["drain"] == 30.0
     assert shown["buckets"] == [{"uri": "gs://imgs", "backing": f"dir:{tmp_path}"}]
     assert shown["environments"] == [{"name": "torch", "python": sys.executable}]
+
+
+def test_credentials_of_a_package_index_are_not_shown() -> None:
+    environ = {
+        "SHARDMILL_PACKAGES_INDEX_URL": "https://user:hunter2@packages.example/simple",
+        "SHARDMILL_PACKAGES_EXTRA_INDEX_URLS": "https://token@other.example/simple,https://plain.example",
+    }
+    shown: dict[str, Any] = masked_settings(load_config(environ=environ))
+    assert shown["packages"]["index_url"] == "https://***@packages.example/simple"
+    assert shown["packages"]["extra_index_urls"] == ["https://***@other.example/simple", "https://plain.example"]

@@ -18,6 +18,9 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Register fu
 
 app.add_typer(results.app, name="results")
 
+environments = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Environments that transforms run in.")
+app.add_typer(environments, name="env")
+
 FunctionArgument = Annotated[str, typer.Argument(metavar="FILE.py:FUNC", help="The file is not run here.")]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME[@DIGEST]", help="Without a digest: its newest version.")]
 DecoderOption = Annotated[
@@ -31,6 +34,10 @@ KindOption = Annotated[
 ProbeOption = Annotated[
     str | None, typer.Option(metavar="URI", help="A shard to try a few samples of, or an object to try whole.")
 ]
+PackageOption = Annotated[
+    list[str] | None,
+    typer.Option("--package", metavar="REQUIREMENT", help="Build an environment with it; may be given repeatedly."),
+]
 ArgsOption = Annotated[str | None, typer.Option("--args", metavar="JSON", help="Keyword arguments of the function.")]
 
 
@@ -43,6 +50,7 @@ def add(
     decoder: DecoderOption = "pil",
     fields: FieldsOption = None,
     args: ArgsOption = None,
+    package: PackageOption = None,
     env: EnvOption = None,
     probe: ProbeOption = None,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Decode pyd and pth fields.")] = False,
@@ -58,6 +66,7 @@ def add(
         decoder=None if decoder == "none" else decoder,
         fields=_field_names(fields),
         args=_arguments(args),
+        packages=package or (),
         env=env,
         probe=probe,
         allow_pickle=allow_pickle,
@@ -117,6 +126,7 @@ def try_function(
     decoder: DecoderOption = "pil",
     fields: FieldsOption = None,
     args: ArgsOption = None,
+    package: PackageOption = None,
     env: EnvOption = None,
     seed: SeedOption = None,
     json: JsonOption = False,
@@ -133,6 +143,7 @@ def try_function(
             decoder=None if decoder == "none" else decoder,
             fields=_field_names(fields),
             args=_arguments(args),
+            packages=package or (),
             env=env,
             progress=say,
         )
@@ -268,6 +279,42 @@ def _print_registered(info: TransformInfo, *, json: bool) -> None:
     print(info.uuid)
 
 
+@environments.command("ls")
+def list_environments(json: JsonOption = False, endpoint: EndpointOption = None) -> None:
+    """List environments: those that the node was given, then those that it has built of packages."""
+    infos = connect(endpoint).transforms.environments()
+    if json:
+        for info in infos:
+            print_json(info)
+        return
+    rows = [
+        (
+            info.name,
+            info.state,
+            info.python or "-",
+            "-" if info.bytes is None else size_text(info.bytes),
+            time_text(info.used or 0) or "-",
+            ", ".join(info.transforms) or "-",
+            info.interpreter if info.packages is None else ", ".join(info.packages),
+        )
+        for info in infos
+    ]
+    print_table(("environment", "state", "python", "size", "used", "transforms", "what"), rows, right=(3,))
+
+
+@environments.command("rm")
+def remove_environment(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As env ls shows it.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Also when transforms run in it; they fail until registered again.")
+    ] = False,
+    endpoint: EndpointOption = None,
+) -> None:
+    """Remove an environment that the node has built."""
+    connect(endpoint).transforms.remove_environment(name, force=force)
+    say(f"removed {name}")
+
+
 def _field_names(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
@@ -295,6 +342,8 @@ def _facts(details: TransformDetails) -> list[tuple[str, object]]:
         facts.append(("fields", "all" if info.fields is None else ", ".join(info.fields)))
     facts.append(("environment", f"{info.environment}, Python {info.python}" if info.python else info.environment))
     facts.append(("imports", ", ".join(info.modules) or "-"))
+    if info.packages:
+        facts += [("packages", ", ".join(info.packages)), ("locked", ", ".join(info.locked))]
     if info.args is not None:
         facts.append(("arguments", msgspec.json.encode(info.args).decode()))
     if info.probe is not None:

@@ -1,5 +1,6 @@
 """Transforms of a node: ship a function, name its versions, read its failures back."""
 
+import builtins
 import hashlib
 import json
 import re
@@ -17,6 +18,8 @@ from shardmill.client.handles import ObjectHandle
 from shardmill.client.http import Answer, Transport
 from shardmill.core.api import (
     Code,
+    EnvironmentInfo,
+    EnvironmentList,
     ErrorBody,
     Failures,
     Kind,
@@ -33,6 +36,7 @@ from shardmill.core.commands import check_command, parse_argv
 from shardmill.core.errors import BadRequest, error_from_wire
 from shardmill.core.paths import parse_object_path
 from shardmill.core.refs import Bucket, ObjectRef
+from shardmill.core.requirements import parse_requirements
 from shardmill.core.specs import ErrorPolicy, Spec, check_name
 from shardmill.marking import Marks, marks_in_source, marks_of
 
@@ -120,8 +124,9 @@ class WDTransform(Registered):
             verbose: Say on standard output when registration begins and ends.
             fields: Decode only these.
             args: Keyword arguments of the function; JSON.
-            packages: Not yet possible: raises ValueError that names the way out.
-            env: An environment of the node by name; default: the first one that fits.
+            packages: Requirements, e.g. `opencv-python-headless>=4.10`: the node builds an environment of these alone
+                for it, or takes the one that it has built of them before.
+            env: An environment of the node by name; default: the first one that fits. With packages: whose Python.
             errors: `fail`, or `skip:RATIO` to leave out failing samples within that budget.
             seed: Part of `uuid`: every read draws the same.
             probe: URI, URL or handle of a shard, to try a few samples at once.
@@ -130,11 +135,6 @@ class WDTransform(Registered):
             CannotShip: (A TypeError.) The function holds something that cannot leave this process.
             TransformFailed: No environment fits, or the probe failed; `traceback` is the function's own.
         """
-        if packages:
-            raise ValueError(
-                "packages= is not supported by this version: install them into an environment of your own and give "
-                "that to the node: shardmill serve --env NAME=/path/to/python, then env=NAME"
-            )
         policy = ErrorPolicy.parse(marks_of(transform_func).get("errors", errors) if errors == "skip:0.01" else errors)
         kind = marks_of(transform_func).get("kind", "sample")
         if kind != "sample":
@@ -147,6 +147,7 @@ class WDTransform(Registered):
             decoder=wd_decoder,
             fields=fields,
             args=args,
+            packages=packages,
             env=env,
             probe=probe,
             progress=_print_progress if verbose else None,
@@ -202,6 +203,7 @@ class TransformsHandle:
         decoder: str | None = "pil",
         fields: Sequence[str] | None = None,
         args: Mapping[str, object] | None = None,
+        packages: Sequence[str] = (),
         env: str | None = None,
         probe: Probe | None = None,
         allow_pickle: bool = False,
@@ -219,6 +221,7 @@ class TransformsHandle:
             decoder: As `wd_decoder` of `WDTransform`; of kind `sample`, as are `fields` and `allow_pickle`.
             fields: Decode only these.
             args: Keyword arguments of the function; JSON.
+            packages: Requirements that the node builds an environment of, as of `WDTransform`.
             env: An environment of the node by name.
             probe: URI, URL or handle of a shard, or of an object that it takes as a whole.
             allow_pickle: Let `pyd` and `pth` fields be decoded, which runs code that they hold.
@@ -238,6 +241,7 @@ class TransformsHandle:
         if kind != "sample" and decoder not in ("pil", None):
             raise BadRequest(f"decoder is of kind 'sample'; of kind {kind!r} nothing is decoded")
         fields = fields if fields is not None else marks.get("fields")
+        packages = packages or marks.get("packages") or ()
         request = TransformRequest(
             name=_choose_name(name, shipment, marks),
             code=Code(
@@ -254,6 +258,7 @@ class TransformsHandle:
             fields=None if fields is None else list(fields),
             args=_json_arguments(args),
             environment=env if env is not None else marks.get("env"),
+            packages=[str(requirement) for requirement in parse_requirements(packages)],
             allow_pickle=allow_pickle,
             probe=None if probe is None else probe_uri(probe),
         )
@@ -341,6 +346,24 @@ class TransformsHandle:
     def remove(self, name: str) -> None:
         """Remove a version, or all of a name; their URLs are 404 from then on."""
         self._transport.request("DELETE", _transform_path(name)).close()
+
+    def environments(self) -> builtins.list[EnvironmentInfo]:
+        """The interpreters that transforms run in: those that the node was given, then those that it has built."""
+        with self._transport.request("GET", "/api/environments") as answer:
+            return msgspec.json.decode(answer.read_all(), type=EnvironmentList).environments
+
+    def remove_environment(self, name: str, *, force: bool = False) -> None:
+        """Remove an environment that the node has built.
+
+        Args:
+            name: As in `TransformInfo.environment`.
+            force: Also when transforms run in it; they fail until they are registered again.
+
+        Raises:
+            Conflict: The node was given it, or transforms run in it.
+        """
+        query = {"force": "true"} if force else {}
+        self._transport.request("DELETE", f"/api/environments/{quote(name, safe='')}", query=query).close()
 
     def errors(
         self,

@@ -79,6 +79,8 @@ class TransformRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     args: dict[str, object] | None = None
     """Keyword arguments of the function, JSON; of a command, what its placeholders stand for."""
     environment: str | None = None
+    packages: list[str] = []
+    """Requirements (PEP 508): it runs in an environment of these and nothing else; `environment` names its Python."""
     allow_pickle: bool = False
     probe: str | None = None
     """`provider://bucket/key` of a shard to try a few samples of."""
@@ -148,6 +150,10 @@ class TransformInfo(msgspec.Struct, frozen=True):
     parts: list[str] = []
     """Of a pipeline: the uuids of its parts, in order."""
     probe: ProbeReport | None = None
+    packages: list[str] = []
+    """As asked for, in normal form."""
+    locked: list[str] = []
+    """What they were resolved to, `name==version` each."""
 
 
 Stage = Literal["fetch", "read", "decode", "user", "encode", "wait", "send", "keep"]
@@ -337,6 +343,18 @@ class EnvironmentInfo(msgspec.Struct, frozen=True):
     """File name of the interpreter, without its directory."""
     preloaded: list[str]
     error: str | None = None
+    transforms: list[str] = []
+    """Versions that run in it, `name@` + 12 digits (+ `,args=`)."""
+    packages: list[str] | None = None
+    """What the node has built it of, `name==version` each; None: it was given to the node."""
+    bytes: int | None = None
+    """On disk, of one that the node has built."""
+    created: float | None = None
+    used: float | None = None
+
+
+class EnvironmentList(msgspec.Struct, frozen=True):
+    environments: list[EnvironmentInfo]
 
 
 class ConfigInfo(msgspec.Struct, frozen=True):

@@ -11,7 +11,9 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from shardmill.config import EnvironmentSettings, TransformSettings
+import msgspec
+
+from shardmill.config import EnvironmentSettings, PackageSettings, TransformSettings
 from shardmill.core.api import (
     Code,
     FailureInfo,
@@ -24,15 +26,17 @@ from shardmill.core.api import (
 from shardmill.core.errors import BadRequest, TransformFailed
 from shardmill.core.meta import ObjectMeta
 from shardmill.core.refs import ObjectRef
+from shardmill.core.requirements import parse_requirements
 from shardmill.core.sources import ResultFiles, Source
 from shardmill.core.specs import Spec
 from shardmill.etl.arenas import ARENA
-from shardmill.etl.environments import Environment, Environments
+from shardmill.etl.environments import BuiltEnvironment, Environment, Environments
 from shardmill.etl.executables import identify_command
 from shardmill.etl.failures import FailureLog
 from shardmill.etl.object_probe import probe_object
 from shardmill.etl.object_run import ObjectRun
 from shardmill.etl.object_state import ObjectState
+from shardmill.etl.packages import Packages
 from shardmill.etl.pipelines import part_uuids
 from shardmill.etl.probe import SAMPLES, probe
 from shardmill.etl.run import Order, Run
@@ -48,6 +52,7 @@ from shardmill.etl.workers import WorkerPool
 logger = logging.getLogger(__name__)
 
 _INDEX_THREADS = 4
+_PACKAGES = PackageSettings()
 _COUNT_STEP = 1024  # samples indexed in one visit to a thread, where nobody waits for the first
 _PLAIN = Spec("x")
 
@@ -70,6 +75,8 @@ class Engine:
         self.versions = Versions(directory / "versions")
         self.failures = FailureLog(directory / "failures")
         self.environments = environments
+        environments.users = self._users
+        environments.is_run_in = lambda name: pool.is_at_work(name) or self.runs.is_run_in(name)
         self.pool = pool
         self._threads = threads
         self.results = results
@@ -85,6 +92,7 @@ class Engine:
         settings: TransformSettings,
         data: Path,
         environments: Sequence[EnvironmentSettings],
+        packages: PackageSettings = _PACKAGES,
         *,
         results: ResultFiles | None = None,
         spool_window: int = 64 << 20,
@@ -95,6 +103,7 @@ class Engine:
             settings: Bounds of workers and runs.
             data: The data directory.
             environments: Beside the default one.
+            packages: Of environments that are built here.
             results: Where finished outputs are kept; None: they are streamed only.
             spool_window: Bytes that a spooled run may be ahead of its fastest reader.
         """
@@ -104,10 +113,11 @@ class Engine:
         named = [(item.name, item.python) for item in environments]
         homes = scratch / "zygotes"
         homes.mkdir()
-        known = Environments(named, stage=staged, scratch=homes, load_seconds=settings.load_timeout)
+        built = await asyncio.to_thread(Packages, packages, data / "packages", stage=staged)
+        known = Environments(named, built, stage=staged, scratch=homes, load_seconds=settings.load_timeout)
         with ThreadPoolExecutor(_INDEX_THREADS, thread_name_prefix="index") as threads:
             try:
-                async with WorkerPool(settings, scratch) as pool:
+                async with WorkerPool(settings) as pool:
                     engine = cls(
                         settings,
                         data / "transforms",
@@ -135,7 +145,7 @@ class Engine:
         probe_with: tuple[Source, str] | None,
         progress: Callable[[str], None],
     ) -> tuple[TransformInfo, bool]:
-        """Choose an environment, load the function there once, try it if asked, keep it.
+        """Choose or build an environment, load the function there once, try it if asked, keep it.
 
         Args:
             request: Checked.
@@ -146,12 +156,31 @@ class Engine:
             The version, and whether it is new.
 
         Raises:
+            BadRequest: Its packages are no requirements.
+            AccessDenied, InsufficientStorage: They are not to be had here.
             TransformFailed: No environment fits, the function cannot be loaded, or the probe fails.
         """
         code = request.code
-        environment = await self.environments.choose(
-            request.environment, python=code.python, modules=code.modules, progress=progress
-        )
+        requirements = parse_requirements(request.packages)
+        if not requirements:
+            environment = await self.environments.choose(
+                request.environment, python=code.python, modules=code.modules, progress=progress
+            )
+            return await self._register_in(environment, request, probe_with, progress)
+        request = msgspec.structs.replace(request, packages=[str(requirement) for requirement in requirements])
+        async with self.environments.build(
+            requirements, request.environment, python=code.python, modules=code.modules, progress=progress
+        ) as environment:
+            return await self._register_in(environment, request, probe_with, progress)
+
+    async def _register_in(
+        self,
+        environment: Environment,
+        request: TransformRequest,
+        probe_with: tuple[Source, str] | None,
+        progress: Callable[[str], None],
+    ) -> tuple[TransformInfo, bool]:
+        code = request.code
         await environment.zygote(code.modules, progress=progress)
         version = self._version(request, code, environment, None)
         try:
@@ -303,8 +332,13 @@ class Engine:
     def _version(
         self, request: TransformRequest, code: Code, environment: Environment, report: ProbeReport | None
     ) -> Version:
-        info = build_info(request, environment.name, report, part_uuids(code))
+        locked = (environment.info().packages or []) if request.packages else []
+        info = build_info(request, environment.name, report, parts=part_uuids(code), locked=locked)
         return Version(info, code, request.allow_pickle)
+
+    def _users(self, environment: str) -> list[str]:
+        """The transforms that run in an environment."""
+        return [version.label for version in self.versions.list() if version.info.environment == environment]
 
     async def _probe(self, version: Version, environment: Environment, source: Source, url: str) -> ProbeReport:
         if version.info.kind != "sample":
@@ -347,6 +381,9 @@ class Engine:
                 if version.info.environment == environment.name
                 for name in version.info.modules
             }
+            if isinstance(environment, BuiltEnvironment) and not self._users(environment.name):
+                # Nobody asks for it.
+                continue
             with contextlib.suppress(TransformFailed, TimeoutError):
                 await environment.zygote(sorted(modules))
 

@@ -256,6 +256,10 @@ class Runs:
         """Runs that go on or are being read, the oldest first."""
         return sorted(self._all, key=lambda running: running.run.number)
 
+    def is_run_in(self, environment: str) -> bool:
+        """Whether a run that goes on is of an environment, by its name."""
+        return any(not one.ended.is_set() and one.plan.environment.name == environment for one in self._all)
+
     @property
     def can_finish(self) -> bool:
         """Whether results are kept at all."""

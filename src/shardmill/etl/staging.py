@@ -13,6 +13,9 @@ import shardmill.worker
 BOOT = "import sys; sys.path.insert(0, sys.argv.pop(1)); from shardmill.worker.zygote import main; main()"
 """What the interpreter is given with `-c`; its first argument is the stage."""
 
+LAUNCH = "import sys; sys.path.insert(0, sys.argv.pop(1)); from shardmill.worker.launch import main; main()"
+"""The same for a program that is not ours; see `shardmill.worker.launch`."""
+
 _IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 

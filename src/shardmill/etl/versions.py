@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import errno
 import hashlib
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from shardmill.core.api import Code, ProbeReport, TransformInfo, TransformReques
 from shardmill.core.commands import check_command
 from shardmill.core.errors import BadRequest, Conflict, InsufficientStorage, TransformNotFound
 from shardmill.core.specs import SPEC_DIGITS, Spec
+from shardmill.etl.durable import sync_directory, write_durably
 
 FORM = 1
 """Of the normal form and of this record; raised when either changes."""
@@ -140,7 +140,7 @@ class Versions:
             if known is not None:
                 # The first code stays: equal digests are equal code, and running workers have it.
                 version = Version(
-                    msgspec.structs.replace(info, probe=info.probe or known.info.probe),
+                    msgspec.structs.replace(info, probe=info.probe or _probe_of(known, info.environment)),
                     known.code,
                     version.allow_pickle,
                 )
@@ -180,10 +180,10 @@ class Versions:
             FORM, info, code.encoding, code.form, code.python, code.modules, code.label, version.allow_pickle,
             hashlib.sha256(code.payload).hexdigest(),
         )  # fmt: skip
-        _write_durably(base.with_name(base.name + _PAYLOAD), code.payload)
-        _write_durably(base.with_name(base.name + _RECORD), msgspec.json.encode(record))
-        _sync_directory(base.parent)
-        _sync_directory(self._directory)
+        write_durably(base.with_name(base.name + _PAYLOAD), code.payload)
+        write_durably(base.with_name(base.name + _RECORD), msgspec.json.encode(record))
+        sync_directory(base.parent)
+        sync_directory(self._directory)
 
     def _erase(self, keys: Sequence[tuple[str, str, str | None]]) -> None:
         for name, digest, args in keys:
@@ -192,7 +192,7 @@ class Versions:
                 base.with_name(base.name + suffix).unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 base.parent.rmdir()
-        _sync_directory(self._directory)
+        sync_directory(self._directory)
 
     def _load(self) -> None:
         found = []
@@ -216,14 +216,32 @@ class Versions:
             stray.unlink(missing_ok=True)
 
 
+def _probe_of(version: Version, environment: str) -> ProbeReport | None:
+    """What a probe found out, where that says something of the environment, too."""
+    return version.info.probe if version.info.environment == environment else None
+
+
 def _fits(key: tuple[str, str, str | None], name: str, digest: str | None, args: str | None) -> bool:
     return key[0] == name and key[1].startswith(digest or "") and args in (None, key[2])
 
 
 def build_info(
-    request: TransformRequest, environment: str, probe: ProbeReport | None, parts: Sequence[str] = ()
+    request: TransformRequest,
+    environment: str,
+    probe: ProbeReport | None,
+    *,
+    parts: Sequence[str] = (),
+    locked: Sequence[str] = (),
 ) -> TransformInfo:
-    """What is known of a version that is registered now."""
+    """What is known of a version that is registered now.
+
+    Args:
+        request: Its registration.
+        environment: Where it runs.
+        probe: What was found out by trying it.
+        parts: Of a pipeline, the versions that it was made of.
+        locked: What its packages were resolved to.
+    """
     digest = compute_digest(request)
     return TransformInfo(
         name=request.name,
@@ -241,6 +259,8 @@ def build_info(
         args=request.args,
         parts=list(parts),
         probe=probe,
+        packages=request.packages,
+        locked=list(locked),
     )
 
 
@@ -274,24 +294,3 @@ def check_request(request: TransformRequest, max_code: int) -> TransformRequest:
     if request.kind == "command":
         check_command(code.payload, request.args or {})
     return msgspec.structs.replace(request, decoder=None)
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

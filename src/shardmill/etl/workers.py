@@ -9,7 +9,6 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from shardmill.config import TransformSettings
 from shardmill.core.errors import Busy, ShardmillError
@@ -29,12 +28,11 @@ _RETRY_SECONDS = 1
 class WorkerPool:
     """Workers of all versions. Use as an async context manager; on exit no process is left."""
 
-    def __init__(self, settings: TransformSettings, scratch: Path) -> None:
+    def __init__(self, settings: TransformSettings) -> None:
         self.lanes = settings.worker_count
         self.layers: dict[str, bool] = {}
         """Isolation layers as the newest worker reported them."""
         self._settings = settings
-        self._scratch = scratch
         self._names = itertools.count(1)
         self._works: dict[int, Work] = {}
         self._workers: list[WorkerProcess] = []
@@ -84,6 +82,10 @@ class WorkerPool:
         for worker in list(self._workers):
             if worker.version.key == version_key and not worker.in_flight:
                 worker.kill(None)
+
+    def is_at_work(self, environment: str) -> bool:
+        """Whether a worker has something to do in an environment, by its name."""
+        return any(worker.in_flight and worker.version.info.environment == environment for worker in self._workers)
 
     def count_by_environment(self) -> dict[str, int]:
         counts: dict[str, int] = {}
@@ -194,7 +196,7 @@ class WorkerPool:
                 if zygote.environment_id != environment_id:
                     message = f"environment {environment.name!r} was changed just now; ask again"
                     raise Busy(message, retry_after=_RETRY_SECONDS)
-                path = self._scratch / f"worker-{next(self._names)}"
+                path = zygote.scratch / f"worker-{next(self._names)}"
                 worker = WorkerProcess(version, zygote, path, self._settings, on_change=self._on_change)
                 failure = await worker.start(probing=probing)
             except ConnectionError:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import itertools
 import logging
 import os
@@ -54,8 +55,20 @@ class Preload:
 class Zygote:
     """One running zygote. Start it with `Zygote.start`, end it with `close`."""
 
-    def __init__(self, name: str, process: subprocess.Popen[bytes], sock: socket.socket, output: PrintedOutput) -> None:
+    def __init__(
+        self,
+        name: str,
+        process: subprocess.Popen[bytes],
+        sock: socket.socket,
+        output: PrintedOutput,
+        *,
+        scratch: Path,
+        built: str | None,
+    ) -> None:
         self.name = name
+        self.scratch = scratch
+        """Where its workers have their scratch directories."""
+        self._built = built
         self._process = process
         self._output = output
         self._channel = Channel(sock, self._on_frame, self._on_closed, takes_descriptors=True)
@@ -71,24 +84,36 @@ class Zygote:
         """Nothing new is to be done with it: another has taken its place."""
 
     @classmethod
-    async def start(cls, name: str, interpreter: Path, stage: Path, scratch: Path) -> "Zygote":
+    async def start(
+        cls, name: str, interpreter: Path, stage: Path, scratch: Path, *, built: str | None = None
+    ) -> "Zygote":
         """Start one and wait for its greeting.
+
+        Args:
+            name: Of the environment.
+            interpreter: To run it.
+            stage: The staged code of this node.
+            scratch: Its home, below which are those of its workers.
+            built: Key of what the node has built the environment of. Such a zygote is confined like a worker, before
+                the first of its distributions runs.
 
         Raises:
             TransformFailed: The interpreter cannot run it; the message has what it printed.
         """
+        # Without `site` no file of a distribution runs before the zygote is confined, which then imports it.
+        flags, confined = (["-s", "-P"], []) if built is None else (["-s", "-P", "-S"], [str(scratch)])
         ours, theirs = socket.socketpair()
         output = PrintedOutput()
         try:
             # The environment is built from nothing: no secret of the node's reaches user code.
             # Forked by this very thread, whose end is the zygote's death signal.
             process = subprocess.Popen(  # noqa: ASYNC220
-                [interpreter, "-s", "-P", "-c", BOOT, stage, str(theirs.fileno()), str(os.getpid())],
+                [interpreter, *flags, "-c", BOOT, stage, str(theirs.fileno()), str(os.getpid()), *confined],
                 stdin=subprocess.DEVNULL,
                 stdout=output.writer,
                 stderr=output.writer,
                 cwd=scratch,
-                env=_environment(scratch),
+                env=_environment(scratch) | ({"PYTHONDONTWRITEBYTECODE": "1"} if built is not None else {}),
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
@@ -101,7 +126,7 @@ class Zygote:
         finally:
             theirs.close()
             os.close(output.writer)
-        zygote = cls(name, process, ours, output)
+        zygote = cls(name, process, ours, output, scratch=scratch, built=built)
         try:
             zygote.about = await asyncio.wait_for(asyncio.shield(zygote._hello), START_SECONDS)
         except BaseException as error:
@@ -118,7 +143,9 @@ class Zygote:
     @property
     def environment_id(self) -> str:
         """What it found when it started; whatever is imported later must be the same."""
-        return str(self.about["id"])
+        found = str(self.about["id"])
+        # What the node has built it knows by the hashes of the files, not only by their versions.
+        return found if self._built is None else hashlib.sha256(f"{found}{self._built}".encode()).hexdigest()
 
     def was_installed_into(self) -> bool:
         """Whether the distributions that it could import are others than when it started. Blocks for a few stats."""

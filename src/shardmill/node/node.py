@@ -65,6 +65,7 @@ class Node:
                     config.transforms,
                     data,
                     config.environments,
+                    config.packages,
                     results=results,
                     spool_window=config.results.spool_window,
                 )

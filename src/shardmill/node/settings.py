@@ -1,10 +1,13 @@
 """The effective configuration as data, without what must not be shown."""
 
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from shardmill.config import SECTIONS, Config
+
+_CREDENTIALS = re.compile(r"(?<=://)[^\s/@]+@")  # of a package index, in its URL
 
 
 def masked_settings(config: Config) -> dict[str, object]:
@@ -24,7 +27,9 @@ def _plain(value: object) -> object:
         return str(value)
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
-    if isinstance(value, bool) or value is None or isinstance(value, str):
+    if isinstance(value, str):
+        return _CREDENTIALS.sub("***@", value)
+    if isinstance(value, bool) or value is None:
         return value
     if isinstance(value, int):
         return int(value)

@@ -210,7 +210,18 @@ class Transforms:
                 opened.close()
 
     def environments(self) -> Sequence[EnvironmentInfo]:
-        return [environment.info() for environment in self._engine.environments]
+        return self._engine.environments.infos()
+
+    async def remove_environment(self, principal: Principal, name: str, *, force: bool) -> None:
+        """Remove an environment that the node has built.
+
+        Args:
+            principal: Who asks.
+            name: Its name.
+            force: Also when transforms run in it.
+        """
+        self._access.check(principal, "run", None)
+        await self._engine.environments.remove(name, force=force)
 
     def isolation(self) -> dict[str, bool]:
         """Layers around user code → active, as the newest worker found them; all False before the first one.

@@ -12,6 +12,7 @@ from aiohttp import web
 from shardmill.core.api import (
     Announcement,
     Buckets,
+    EnvironmentList,
     ObjectInfo,
     ObjectPage,
     PipelineRequest,
@@ -186,6 +187,16 @@ class Api:
         body = await _read(call, _ANNOUNCEMENT, "a list of shards", self._node.config.server.body_timeout)
         refs = [ObjectRef.parse(uri) for uri in _decode(body, ShardNames, "a list of shards").objects]
         return _json(SampleCounts(await self._node.shards.count(call.principal, refs)))
+
+    async def environments(self, call: Call) -> web.StreamResponse:
+        call.query()
+        return _json(EnvironmentList(list(self._transforms.environments())))
+
+    async def remove_environment(self, call: Call) -> web.StreamResponse:
+        force = _flag(call.query("force"), "force")
+        name = unquote_path(call.path.removeprefix("/api/environments/"))
+        await self._transforms.remove_environment(call.principal, name, force=force)
+        return web.Response(status=204)
 
     async def config(self, call: Call) -> web.StreamResponse:
         call.query()

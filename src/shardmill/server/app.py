@@ -67,6 +67,7 @@ class App:
             "/api/runs": {"GET": api.runs},
             "/api/results": {"GET": api.results, "DELETE": api.remove_results},
             "/api/lookahead": {"POST": api.announce},
+            "/api/environments": {"GET": api.environments},
             "/api/config": {"GET": api.config},
             "/api/openapi.json": {"GET": api.openapi},
         }
@@ -74,6 +75,7 @@ class App:
             "/o/": {"GET": objects.get, "PUT": objects.put, "DELETE": objects.delete},
             "/t/": {"GET": transformed.get},
             "/api/buckets/": {"PUT": api.create_bucket, "DELETE": api.remove_bucket},
+            "/api/environments/": {"DELETE": api.remove_environment},
             "/api/transforms/": {"GET": api.transform, "DELETE": api.remove_transform},
         }
 

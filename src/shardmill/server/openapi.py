@@ -69,6 +69,8 @@ OPERATIONS: tuple[_Operation, ...] = (
         ("transform", "bucket", "key", "all"),
     ),
     ("post", "/api/lookahead", "Say what will be read soon, in order.", api.Announcement, None, ()),
+    ("get", "/api/environments", "List the environments of transforms.", None, api.EnvironmentList, ()),
+    ("delete", "/api/environments/{name}", "Remove one that the node has built.", None, None, ("force",)),
     ("get", "/api/config", "The effective configuration.", None, api.ConfigInfo, ()),
     ("get", "/api/openapi.json", "This document.", None, None, ()),
 )

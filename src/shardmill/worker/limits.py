@@ -75,6 +75,11 @@ def adopt_orphans() -> bool:
     return _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
+def give_up_privileges() -> bool:
+    """No program that is started from here on gains rights by its owner or its capabilities."""
+    return _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
 def confine(parent: int, memory: int, scratch: str) -> dict[str, bool]:
     """Apply all layers to this process.
 
@@ -93,10 +98,22 @@ def confine(parent: int, memory: int, scratch: str) -> dict[str, bool]:
     layers["rlimits"] &= _limit(resource.RLIMIT_NOFILE, DESCRIPTORS)
     # A write past RLIMIT_FSIZE is an OSError in the function, not the death of the worker.
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    layers["no_new_privileges"] = _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    layers["no_new_privileges"] = give_up_privileges()
     layers["network"] = _refuse_sockets() or _leave_network()
     layers["no_capabilities"] = _drop_capabilities()
     return layers | enter_domain(landlock_version(), scratch)
+
+
+def confine_zygote(directory: str) -> None:
+    """What of these layers a process can have that workers are yet to be forked from.
+
+    Args:
+        directory: Below which it, and they, may write.
+    """
+    give_up_privileges()
+    _refuse_sockets()
+    _drop_capabilities()
+    enter_domain(landlock_version(), directory)
 
 
 def _limit(kind: int, value: int) -> bool:
@@ -155,7 +172,7 @@ def landlock_version() -> int:
     return max(0, _call(_CREATE_RULESET, None, 0, _CREATE_RULESET_VERSION))
 
 
-def enter_domain(version: int, scratch: str) -> dict[str, bool]:
+def enter_domain(version: int, *scratch: str) -> dict[str, bool]:
     """Enter a Landlock domain, which no program started from here on leaves.
 
     Neither memory nor environment of processes outside can be read, nor signals sent there; and no file outside
@@ -165,7 +182,7 @@ def enter_domain(version: int, scratch: str) -> dict[str, bool]:
     Args:
         version: Of Landlock's interface: signals need 6 (Linux 6.12), files 3 (Linux 6.2; before, they can be truncated
             by name), the rest 2 (Linux 5.19).
-        scratch: A directory.
+        scratch: Directories.
 
     Returns:
         `trace_scope`, `signal_scope` and `read_only_files` → active.
@@ -175,7 +192,7 @@ def enter_domain(version: int, scratch: str) -> dict[str, bool]:
     if version >= 3:
         devices = {path: every if os.path.isdir(path) else file for path in _DEVICES if os.path.exists(path)}
         attributes = struct.pack("=QQQ", every, 0, _SCOPE_SIGNAL) if version >= 6 else struct.pack("=Q", every)
-        active = _restrict(attributes, {**devices, scratch: every})
+        active = _restrict(attributes, devices | dict.fromkeys(scratch, every))
     else:
         # A domain has to restrict something: moving files between directories, which is then allowed everywhere.
         active = version == 2 and _restrict(struct.pack("=Q", _ACCESS_FS_REFER), {"/": _ACCESS_FS_REFER})

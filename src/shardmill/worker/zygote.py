@@ -14,6 +14,7 @@ import os
 import platform
 import select
 import signal
+import site
 import socket
 import sys
 import tempfile
@@ -31,8 +32,12 @@ HARMLESS_THREADS = ("jemalloc_bg_thd",)
 
 
 def main() -> None:
-    """Entry point: `zygote.main()` with the socket's descriptor and the parent's pid as arguments."""
-    descriptor, parent = int(sys.argv[1]), int(sys.argv[2])
+    """Entry point: `zygote.main()` with the socket's descriptor and the parent's pid as arguments.
+
+    A third, a directory, confines it to writing there, for an interpreter started without `site`: what the
+    distributions of its environment run when they are imported is then no freer than a function.
+    """
+    descriptor, parent, *confined = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
     # Not SIGKILL: what functions have left running is to be ended too, and only this process would find it. The socket
     # says that the node is gone; should an import keep it from being read, that may take no longer than this.
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(QUIT_SECONDS))
@@ -40,6 +45,9 @@ def main() -> None:
     limits.adopt_orphans()
     sock = socket.socket(fileno=descriptor)
     sock.set_inheritable(False)
+    if confined:
+        limits.confine_zygote(*confined)
+        site.main()
     Zygote(wire.Connection(sock)).run()
 
 

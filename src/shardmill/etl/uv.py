@@ -1,0 +1,370 @@
+"""uv, which resolves requirements and installs what they resolve to: what it is told, what it says, how it fails.
+
+It runs as a child process that dies with the node, knows nothing of the node's environment variables but those that
+lead to an index, and writes below its cache and the directories it is given only. Its words reach the user.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from shardmill.config import PackageSettings
+from shardmill.core.errors import EnvironmentUnfit, InsufficientStorage
+from shardmill.core.requirements import Requirement
+from shardmill.etl.staging import LAUNCH
+
+logger = logging.getLogger(__name__)
+
+ROOM = 32 << 20  # bytes free, below which a failure is the disk's
+
+_WORDS = 4000  # signs of what uv says that are handed on
+_OUTPUT = 16 << 20  # bytes of a lock
+_INSPECT_SECONDS = 20.0
+_END_SECONDS = 5.0
+
+# What leads to an index; everything else of the node's environment is its own.
+_PASSED = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "NETRC",
+    "XDG_CONFIG_HOME",
+    "XDG_CONFIG_DIRS",
+)
+_PASSED_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+_PASSED_TO_UV: tuple[str, ...] = (
+    "INDEX",
+    "DEFAULT_INDEX",
+    "EXTRA_INDEX",
+    "FIND_LINKS",
+    "KEYRING",
+    "HTTP",
+    "NATIVE_TLS",
+    "SYSTEM_CERTS",
+)
+_PASSED_TO_UV += ("INSECURE_HOST", "CONFIG_FILE", "CONCURRENT", "EXCLUDE_NEWER")
+
+_LOCKED = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[^\]]*\])?(==[^\s;\\]+)")
+_DOWNLOADING = re.compile(r"\s*Downloading (\S+) \(([^)]+)\)")
+_DOWNLOADED = re.compile(r"\s*Downloaded (\S+)")
+_INSTALLED = re.compile(r"Installed \d+ package")
+_CHATTER = re.compile(r"(Using|Resolved|Prepared|Bytecode compiled|Creating|Uninstalled)\b| *Built | [-+~] ")
+_BUILDING = re.compile(r"\s*Building (\S+)")
+_CREDENTIALS = re.compile(r"(?<=://)[^\s/@]+@")
+
+_INSPECT = """
+import json, os, platform, sys, sysconfig
+print(json.dumps({
+    "version": platform.python_version(),
+    "abi": f"{sysconfig.get_config_var('SOABI')}-{platform.machine()}-{'-'.join(platform.libc_ver())}",
+    "base": os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable),
+}))
+"""
+
+
+class Interpreter(msgspec.Struct, frozen=True):
+    """A Python that environments are made of."""
+
+    version: str
+    abi: str
+    base: str
+    """The file itself, whatever environment it was found by."""
+
+    @property
+    def minor(self) -> str:
+        return self.version.rpartition(".")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """What requirements have been resolved to: a file of versions with the hashes of all that may be installed."""
+
+    text: str
+
+    @property
+    def packages(self) -> list[str]:
+        """`name==version` of each."""
+        return [f"{match[1]}{match[2]}" for line in self.text.splitlines() if (match := _LOCKED.match(line))]
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    status: int
+    output: str
+    words: str
+    """What it said that is no progress."""
+
+
+async def inspect(python: Path) -> Interpreter:
+    """What an interpreter is.
+
+    Raises:
+        EnvironmentUnfit: It cannot be run.
+    """
+    try:
+        process = await asyncio.create_subprocess_exec(
+            python, "-I", "-c", _INSPECT, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL, cwd="/", env={"PATH": os.defpath}, start_new_session=True,
+        )  # fmt: skip
+    except OSError as error:
+        raise EnvironmentUnfit(f"{python.name} cannot be started: {error.strerror}") from None
+    try:
+        output, _ = await asyncio.wait_for(process.communicate(), _INSPECT_SECONDS)
+        return msgspec.json.decode(output, type=Interpreter)
+    except (TimeoutError, msgspec.MsgspecError):
+        raise EnvironmentUnfit(f"{python.name} does not say what it is") from None
+    finally:
+        await _end(process)
+
+
+class Uv:
+    """Calls of uv with one cache.
+
+    Args:
+        settings: Indexes, whether to build, deadline.
+        root: A directory of its own, for cache and temporary files.
+        stage: The staged code of this node.
+    """
+
+    def __init__(self, settings: PackageSettings, root: Path, *, stage: Path) -> None:
+        self.cache = root / "cache"
+        self._settings = settings
+        self._temporary = root / "tmp"
+        self._root = root
+        self._stage = stage
+        self.running = 0
+        """Calls that go on."""
+
+    async def resolve(self, requirements: Sequence[Requirement], base: Sequence[str], interpreter: Interpreter) -> Lock:
+        """Versions that meet all requirements at once; from the cache where no index can be reached.
+
+        Args:
+            requirements: Whose words an error quotes.
+            base: Further ones.
+            interpreter: For which.
+
+        Raises:
+            EnvironmentUnfit: There are none; the message has the resolver's words.
+        """
+        arguments = [
+            "pip", "compile", "-", "--python", interpreter.base, "--generate-hashes", "--no-annotate", "--no-header",
+            "--quiet", *self._sources(),
+        ]  # fmt: skip
+        text = "\n".join([*map(str, requirements), *base]) + "\n"
+        done = await self._run(*arguments, text=text)
+        if done.status not in (0, 1):
+            # Not that nothing fits (1), but that something could not be asked.
+            cached = await self._run(*arguments, "--offline", text=text)
+            if cached.status == 0:
+                logger.info("packages are resolved from the cache: %s", done.words)
+                done = cached
+        if done.status != 0:
+            raise self._failed(requirements, interpreter, done)
+        return Lock(done.output)
+
+    async def install(
+        self,
+        lock: Lock,
+        requirements: Sequence[Requirement],
+        interpreter: Interpreter,
+        directory: Path,
+        progress: Callable[[str], None],
+    ) -> None:
+        """Make a virtual environment of exactly what is locked, in a directory that is there and empty.
+
+        Raises:
+            EnvironmentUnfit: Something cannot be fetched or installed; the message has uv's words.
+            InsufficientStorage: The disk is full.
+        """
+        done = await self._run("venv", "--quiet", "--python", interpreter.base, str(directory), directory=directory)
+        if done.status == 0:
+            # Copies, never links into the cache: what one environment is made of is no other's.
+            arguments = [
+                "pip", "sync", "-", "--python", str(directory / "bin" / "python"), "--require-hashes",
+                "--link-mode", "copy", "--compile-bytecode", *self._sources(),
+            ]  # fmt: skip
+            reporter = _Reporter(progress)
+            progress(f"installing {len(lock.packages)} packages")
+            # What is locked and has been downloaded needs no index, and its absence is known at once.
+            for where in (["--offline"], []):
+                done = await self._run(*arguments, *where, text=lock.text, directory=directory, on_line=reporter)
+                if done.status == 0:
+                    return
+        raise self._failed(requirements, interpreter, done)
+
+    def clean(self) -> None:
+        """Forget all downloads. Not while a call goes on."""
+        shutil.rmtree(self.cache, ignore_errors=True)
+
+    def _sources(self) -> list[str]:
+        settings = self._settings
+        arguments = [word for place in settings.wheel_places for word in ("--find-links", place)]
+        if settings.no_index:
+            arguments.append("--no-index")
+        if not settings.allow_builds:
+            arguments += ["--only-binary", ":all:"]
+        return arguments
+
+    def _failed(
+        self, requirements: Sequence[Requirement], interpreter: Interpreter, done: _Done
+    ) -> EnvironmentUnfit | InsufficientStorage:
+        names = ", ".join(map(str, requirements))
+        if shutil.disk_usage(self._root).free < ROOM:
+            return InsufficientStorage(
+                f"packages {names}: the disk is full; nothing of them is kept. uv says: {done.words}"
+            )
+        return EnvironmentUnfit(
+            f"packages {names} cannot be installed for Python {interpreter.version}: {done.words}\n"
+            "Correct the requirement, or give the node what it lacks: [packages] index_url, find_links, allow_builds"
+        )
+
+    async def _run(
+        self,
+        *arguments: str,
+        text: str = "",
+        directory: Path | None = None,
+        on_line: Callable[[str], bool] = lambda _: False,
+    ) -> _Done:
+        """One call; whatever ends the waiting ends it.
+
+        Args:
+            arguments: After `uv`.
+            text: Its standard input.
+            directory: What it may write beside cache and temporary files.
+            on_line: Told each line on its standard error; True: it is progress, not to be kept.
+        """
+        import uv
+
+        for path in (self.cache, self._temporary):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        writable = [str(path) for path in (self.cache, self._temporary, directory) if path is not None]
+        launch = [sys.executable, "-I", "-S", "-c", LAUNCH, str(self._stage), str(os.getpid()), str(len(writable))]
+        self.running += 1
+        try:
+            # Forked by this very thread, whose end is its death signal.
+            process = await asyncio.create_subprocess_exec(
+                *launch, *writable, uv.find_uv_bin(), *arguments, cwd="/", env=self._variables(),
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+                start_new_session=True, limit=1 << 20,
+            )  # fmt: skip
+            try:
+                async with asyncio.timeout(self._settings.timeout):
+                    return await self._follow(process, text, on_line)
+            except TimeoutError:
+                raise EnvironmentUnfit(
+                    f"uv took longer than {self._settings.timeout:g} s ([packages] timeout)"
+                ) from None
+            finally:
+                await _end(process)
+        finally:
+            self.running -= 1
+
+    async def _follow(self, process: asyncio.subprocess.Process, text: str, on_line: Callable[[str], bool]) -> _Done:
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        words: list[str] = []
+
+        async def listen(stream: asyncio.StreamReader) -> None:
+            while line := await stream.readline():
+                said = line.decode(errors="replace").rstrip()
+                if said and not on_line(said):
+                    words.append(said)
+                    del words[:-100]
+
+        async def tell(stream: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(ConnectionError):
+                stream.write(text.encode())
+                await stream.drain()
+                stream.close()
+                await stream.wait_closed()
+
+        output, _, _ = await asyncio.gather(_read(process.stdout), listen(process.stderr), tell(process.stdin))
+        status = await process.wait()
+        return _Done(status, output, self._public("\n".join(words))[-_WORDS:].strip().removeprefix("error: "))
+
+    def _public(self, words: str) -> str:
+        """Without what is the node's own: credentials and places on its disk."""
+        words = _CREDENTIALS.sub("***@", words)
+        for place, name in [
+            (str(self._root), "packages"),
+            *((place, "find_links") for place in self._settings.wheel_places),
+        ]:
+            words = words.replace(place, name)
+        return words
+
+    def _variables(self) -> dict[str, str]:
+        settings = self._settings
+        prefixes = tuple(f"UV_{name}" for name in _PASSED_TO_UV)
+        passed = {
+            name: value
+            for name, value in os.environ.items()
+            if name in _PASSED or name.lower() in _PASSED_PROXIES or name.startswith(prefixes)
+        }
+        if settings.index_url or settings.no_index:
+            passed = {name: value for name, value in passed.items() if not re.match("UV_(DEFAULT_|EXTRA_)?INDEX", name)}
+        if settings.index_url and not settings.no_index:
+            passed["UV_DEFAULT_INDEX"] = settings.index_url
+        if settings.extra_index_urls and not settings.no_index:
+            passed["UV_INDEX"] = " ".join(settings.extra_index_urls)
+        return passed | {
+            "UV_CACHE_DIR": str(self.cache),
+            "UV_PYTHON_DOWNLOADS": "never",
+            "TMPDIR": str(self._temporary),
+            "NO_COLOR": "1",
+        }
+
+
+class _Reporter:
+    """Progress from uv's lines."""
+
+    def __init__(self, progress: Callable[[str], None]) -> None:
+        self._progress = progress
+        self._started = 0
+        self._done = 0
+
+    def __call__(self, line: str) -> bool:
+        if match := _DOWNLOADING.match(line):
+            self._started += 1
+            self._progress(f"downloading {match[1]} ({match[2]})")
+        elif match := _DOWNLOADED.match(line):
+            self._done += 1
+            self._progress(f"downloaded {match[1]} ({self._done} of {self._started})")
+        elif match := _BUILDING.match(line):
+            self._progress(f"building {match[1]}")
+        elif _INSTALLED.match(line):
+            self._progress("compiling their modules")
+        else:
+            return _CHATTER.match(line) is not None
+        return True
+
+
+async def _read(stream: asyncio.StreamReader) -> str:
+    data = bytearray()
+    while len(data) < _OUTPUT and (part := await stream.read(1 << 16)):
+        data += part
+    return data.decode(errors="replace")
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Kill it and what it has started unless it has ended; return when it is gone."""
+    # The number of one that was waited for may be another's by now.
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+    await asyncio.wait_for(process.wait(), _END_SECONDS)
+    transport: Any = getattr(process, "_transport", None)
+    if transport is not None:
+        transport.close()
