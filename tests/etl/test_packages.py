@@ -26,6 +26,7 @@ from shardmill.etl import uv
 from shardmill.etl.packages import Built, Packages
 from shardmill.etl.staging import stage
 from tests.etl.wheels import write_sdist, write_wheel
+from tests.storage.full_disk import small_disk, write_limit
 
 
 @pytest.fixture(scope="module")
@@ -178,12 +179,18 @@ def test_a_wheel_that_is_damaged_leaves_nothing_half_made(shop: Shop, wheels: Pa
     shop.get_now("colours==2.0")
 
 
-def test_a_full_disk_is_called_by_its_name(shop: Shop, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (wheels / "colours-2.0-py3-none-any.whl").write_bytes(b"")
-    monkeypatch.setattr(uv, "ROOM", 1 << 62)
-    with pytest.raises(InsufficientStorage, match="the disk is full; nothing of them is kept"):
-        shop.get_now("colours==2.0")
-    assert shop.left() == []
+def test_a_full_disk_is_called_by_its_name(
+    tmp_path: Path, staged: Path, settings: PackageSettings, wheels: Path
+) -> None:
+    write_wheel(wheels, "large", "1.0", {"large.py": "x" * (64 << 20)})
+    small = tmp_path / "small"
+    with small_disk(small, "48m") as is_small:
+        shop = Shop(small / "packages", staged, settings)
+        with contextlib.nullcontext() if is_small else write_limit(6 << 20):
+            with pytest.raises(InsufficientStorage, match="packages large: the disk is full; nothing of them is kept"):
+                shop.get_now("large")
+        assert shop.left() == []
+        assert "colours==2.0" in shop.get_now("colours").packages
 
 
 @pytest.mark.parametrize("moment", ["resolving", "resolved", "installing"])

@@ -26,8 +26,6 @@ from shardmill.etl.staging import LAUNCH
 
 logger = logging.getLogger(__name__)
 
-ROOM = 32 << 20  # bytes free, below which a failure is the disk's
-
 _WORDS = 4000  # signs of what uv says that are handed on
 _OUTPUT = 16 << 20  # bytes of a lock
 _INSPECT_SECONDS = 20.0
@@ -64,6 +62,8 @@ _DOWNLOADED = re.compile(r"\s*Downloaded (\S+)")
 _INSTALLED = re.compile(r"Installed \d+ package")
 _CHATTER = re.compile(r"(Using|Resolved|Prepared|Bytecode compiled|Creating|Uninstalled)\b| *Built | [-+~] ")
 _BUILDING = re.compile(r"\s*Building (\S+)")
+# EFBIG, ENOSPC and EDQUOT by their numbers: uv has no status of its own for them, and has cleared up when it ends.
+_FULL = re.compile(r"\(os error (27|28|122)\)")
 _CREDENTIALS = re.compile(r"(?<=://)[^\s/@]+@")
 
 _INSPECT = """
@@ -223,7 +223,7 @@ class Uv:
         self, requirements: Sequence[Requirement], interpreter: Interpreter, done: _Done
     ) -> EnvironmentUnfit | InsufficientStorage:
         names = ", ".join(map(str, requirements))
-        if shutil.disk_usage(self._root).free < ROOM:
+        if _FULL.search(done.words):
             return InsufficientStorage(
                 f"packages {names}: the disk is full; nothing of them is kept. uv says: {done.words}"
             )
