@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv demo check test test-torch test-packages bench soak docs docs-generate lock clean
+.PHONY: help venv demo check test test-faces test-torch test-packages bench soak docs docs-generate lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -32,6 +32,9 @@ check: venv ## ruff and mypy
 
 test: check ## check, then every test that needs no torch
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-faces: venv ## other people's clients against a node; needs curl, wget and openssl
+	@$(BIN)/python -m pytest $(or $(ARGS),tests/faces)
 
 test-torch: venv ## the tests against the real WebDataset, torch and torchvision, in an environment of their own (5 GB)
 	@python=$$(tools/torch-venv) && \

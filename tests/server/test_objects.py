@@ -1,10 +1,8 @@
 """`/o` for readers: whole objects and ranges, conditions, and the headers of each answer."""
 
 import hashlib
-import http.client
 import os
 import random
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -352,57 +350,6 @@ def test_a_reader_that_leaves_frees_everything_within_a_second(wire: Wire, large
     for number, peer in enumerate(peers):
         peer.reset() if number % 2 else peer.socket.close()
     wait_for(lambda: set(wire.descriptors().values()) <= before, "descriptors are closed", 5)
-
-
-def test_wget_and_curl_and_http_client_read_the_same(wire: Wire, large: tuple[str, bytes], tmp_path: Path) -> None:
-    path, data = large
-    url = wire.node.endpoint + path
-    run = subprocess.run
-    run(["curl", "-sSf", "-o", "curl", url], cwd=tmp_path, check=True)
-    run(["wget", "-q", "--no-proxy", "-O", "wget", url], cwd=tmp_path, check=True)
-    assert (tmp_path / "curl").read_bytes() == (tmp_path / "wget").read_bytes() == data
-    # Both go on where an earlier try was cut.
-    for name in ("curl", "wget"):
-        os.truncate(tmp_path / name, 1_000_000)
-    run(["curl", "-sSf", "-C", "-", "-o", "curl", url], cwd=tmp_path, check=True)
-    run(["wget", "-q", "--no-proxy", "-c", "-O", "wget", url], cwd=tmp_path, check=True)
-    assert (tmp_path / "curl").read_bytes() == (tmp_path / "wget").read_bytes() == data
-    part = run(["curl", "-sSf", "-r", "10-19", url], check=True, capture_output=True)
-    assert part.stdout == data[10:20]
-    several = run(
-        ["curl", "-sS", "-w", "%{http_code}", "-r", "0-1,5-6", "-o", "several", url],
-        cwd=tmp_path,
-        check=True,
-        capture_output=True,
-    )
-    assert several.stdout == b"200"
-    assert (tmp_path / "several").read_bytes() == data
-    connection = http.client.HTTPConnection("127.0.0.1", int(url.split(":")[2].split("/")[0]))
-    for _ in range(3):
-        connection.request("GET", path)
-        assert connection.getresponse().read() == data
-    connection.close()
-
-
-def test_curl_puts_files_and_streams(wire: Wire, tmp_path: Path) -> None:
-    data = pattern(3 * MIB)
-    (tmp_path / "file").write_bytes(data)
-    url = f"{wire.node.endpoint}/o/ais/pool/curled"
-    code = ["curl", "-sS", "-w", "%{http_code}"]
-    # A large file makes curl wait for 100 Continue.
-    first = subprocess.run([*code, "-T", "file", url], cwd=tmp_path, check=True, capture_output=True)
-    assert first.stdout == b"201"
-    second = subprocess.run([*code, "-T", "-", url], input=data[::-1], cwd=tmp_path, check=True, capture_output=True)
-    assert second.stdout == b"200"
-    assert wire.get("/o/ais/pool/curled").body == data[::-1]
-    refused = subprocess.run(
-        [*code, "-T", "file", f"{wire.node.endpoint}/o/gs/sharded-imagenet/x"],
-        cwd=tmp_path,
-        check=True,
-        capture_output=True,
-    )
-    assert refused.stdout.endswith(b"403")
-    assert b"bucket_read_only" in refused.stdout
 
 
 def test_one_stalled_reader_does_not_slow_the_others(wire: Wire, large: tuple[str, bytes]) -> None:

@@ -173,7 +173,10 @@ def test_a_second_signal_does_not_wait_for_readers(shards: Path) -> None:
 
 def test_ctrl_c_reaches_the_whole_group_and_breaks_no_run(shards: Path, tmp_path: Path) -> None:
     """A terminal sends it to the node's children, too."""
-    python = script(tmp_path, 'exec setsid "{python}" "$@"')
+    python = script(
+        tmp_path,
+        'exec "{python}" -c "import os, sys; os.setsid(); os.execv(sys.executable, sys.argv[1:])" "{python}" "$@"',
+    )
     with serving(shards, "--drain", "10m", python=python) as wire, reading_slowly(wire) as (peer, got):
         assert os.getpgid(wire.node.pid) == wire.node.pid
         os.killpg(wire.node.pid, signal.SIGINT)
