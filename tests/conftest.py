@@ -33,6 +33,18 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture
+def picture(tmp_path: Path, shards: Path) -> Path:
+    """A JPEG of the first shard."""
+    with tarfile.open(next(iter(sorted(shards.glob("*.tar"))))) as archive:
+        member = next(member for member in archive if member.name.endswith("jpg"))
+        file = archive.extractfile(member)
+        assert file is not None
+        path = tmp_path / "picture.jpg"
+        path.write_bytes(file.read())
+    return path
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind() -> Iterator[None]:
     """Fails a test that leaves a child process, a thread that would keep the program alive, or an open descriptor.

@@ -1,11 +1,14 @@
 """A shard on disk as a source, functions as source code, and an engine to run them."""
 
+import asyncio
+import contextlib
 import hashlib
 import io
 import json
 import os
 import tarfile
 import textwrap
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -28,6 +31,30 @@ from shardmill.etl.versions import Version, check_request
 REF = ObjectRef.parse("ais://shards/dir/shard-000000.tar")
 
 IDENTITY = "def transform(sample):\n    return sample\n"
+
+NEIGHBOURS: set[int] = set()
+"""Children that were there before the test: nodes that other suites go on using."""
+
+
+def children() -> set[int]:
+    """Pids of this process's children and theirs, since the test began."""
+    found: set[int] = set()
+    pending = [os.getpid()]
+    while pending:
+        pid = pending.pop()
+        for task in Path(f"/proc/{pid}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                below = {int(child) for child in task.read_text().split()} - NEIGHBOURS
+                pending += below - found
+                found |= below
+    return found
+
+
+async def wait_until(condition: Any, seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        await asyncio.sleep(0.01)
 
 
 class FileSource:

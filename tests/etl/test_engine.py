@@ -1,14 +1,13 @@
 """The engine with real zygotes and workers: bytes, order, seeds, failures, hostile functions, what is left behind."""
 
 import asyncio
-import contextlib
 import io
 import os
 import random
 import signal
 import tarfile
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,14 @@ from tests.etl.support import (
     REF,
     FileSource,
     bytes_of,
+    children,
     members,
     open_engine,
     open_reading,
     read,
     register,
     request_for,
+    wait_until,
     write_shard,
 )
 
@@ -49,38 +50,6 @@ def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
 def shard(tmp_path: Path) -> Path:
     samples = [{"txt": f"sample {ordinal}".encode(), "cls": str(ordinal % 7).encode()} for ordinal in range(100)]
     return write_shard(tmp_path / "shard.tar", samples)
-
-
-NEIGHBOURS: set[int] = set()
-"""Children that were there before the test: a node that other suites go on using."""
-
-
-@pytest.fixture(autouse=True)
-def neighbours() -> Iterator[None]:
-    NEIGHBOURS.update(children())
-    yield
-    NEIGHBOURS.clear()
-
-
-def children() -> set[int]:
-    """Pids of this process's children and theirs."""
-    found: set[int] = set()
-    pending = [os.getpid()]
-    while pending:
-        pid = pending.pop()
-        for task in Path(f"/proc/{pid}/task").glob("*/children"):
-            with contextlib.suppress(OSError):
-                below = {int(child) for child in task.read_text().split()} - NEIGHBOURS
-                pending += below - found
-                found |= below
-    return found
-
-
-async def wait_until(condition: Any, seconds: float = 5.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        await asyncio.sleep(0.01)
 
 
 def test_untouched_samples_come_back_byte_for_byte_in_order(tmp_path: Path, shard: Path) -> None:

@@ -6,10 +6,8 @@ import gzip
 import io
 import os
 import random
-import shutil
 import signal
 import subprocess
-import tarfile
 import time
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
@@ -29,6 +27,7 @@ from tests.etl.support import (
     REF,
     FileSource,
     bytes_of,
+    children,
     command_request,
     members,
     object_request,
@@ -37,9 +36,9 @@ from tests.etl.support import (
     read,
     register,
     register_request,
+    wait_until,
     write_shard,
 )
-from tests.etl.test_engine import children, wait_until
 from tests.etl.test_runs import open_parts, plan_for
 
 WHOLE: tuple[Kind, ...] = ("bytes", "stream", "command")
@@ -54,18 +53,6 @@ def source(tmp_path: Path) -> Path:
     """A file whose half can be compressed."""
     path = tmp_path / "s.bin"
     path.write_bytes(random.Random(5).randbytes(1_500_000) + b"shardmill" * 200_000)
-    return path
-
-
-@pytest.fixture
-def picture(tmp_path: Path, shards: Path) -> Path:
-    """A JPEG of the first shard."""
-    with tarfile.open(next(iter(sorted(shards.glob("*.tar"))))) as archive:
-        member = next(member for member in archive if member.name.endswith("jpg"))
-        file = archive.extractfile(member)
-        assert file is not None
-        path = tmp_path / "picture.jpg"
-        path.write_bytes(file.read())
     return path
 
 
@@ -136,33 +123,6 @@ def test_a_command_gives_what_it_gives_in_a_shell(tmp_path: Path, source: Path) 
             assert (
                 await read(engine, await register_request(engine, command_request(["gzip", "-nc"])), source) == expected
             )
-
-    run(story())
-
-
-PROGRAMS = {
-    "gzip": ["gzip", "-nc"],
-    "xz": ["xz", "-c"],
-    "zstd": ["zstd", "-qc"],
-    "ffmpeg": ["ffmpeg", "-v", "error", "-i", "-", "-vf", "scale=64:-1", "-bitexact", "-f", "image2pipe", "-"],
-    "ffmpeg by path": ["ffmpeg", "-v", "error", "-i", "{path}", "-bitexact", "-c:v", "png", "-f", "image2pipe", "-"],
-}
-
-
-@pytest.mark.parametrize("name", [name for name, argv in PROGRAMS.items() if shutil.which(argv[0])])
-def test_a_real_program_gives_for_a_real_picture_what_it_gives_at_home(
-    tmp_path: Path, picture: Path, name: str
-) -> None:
-    argv = PROGRAMS[name]
-    at_home = [item.replace("{path}", str(picture)) for item in argv]
-    expected = subprocess.run(at_home, input=picture.read_bytes(), capture_output=True, check=True).stdout
-
-    async def story() -> None:
-        async with open_engine(tmp_path / "data") as engine:
-            version = await register_request(engine, command_request(argv), probe=picture)
-            assert await read(engine, version, picture) == expected
-            assert version.info.probe is not None
-            assert version.info.probe.deterministic
 
     run(story())
 
