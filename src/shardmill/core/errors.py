@@ -4,7 +4,8 @@ ShardmillError                                       code                     st
 ├─ BadRequest            (ValueError)                bad_request              400     no
 ├─ Unauthenticated       (PermissionError)           unauthenticated          401     no
 ├─ AccessDenied          (PermissionError)           access_denied            403     no
-│  └─ BucketReadOnly                                 bucket_read_only         403     no
+│  ├─ BucketReadOnly                                 bucket_read_only         403     no
+│  └─ BackendDenied                                  backend_denied           403     no: the origin refused the node
 ├─ NotFound              (FileNotFoundError)         not_found                404     no
 │  ├─ BucketNotFound                                 bucket_not_found         404     no
 │  ├─ ObjectNotFound                                 object_not_found         404     no
@@ -13,6 +14,7 @@ ShardmillError                                       code                     st
 ├─ MethodNotAllowed                                  method_not_allowed       405     no
 ├─ RequestTimeout        (TimeoutError)              request_timeout          408     no
 ├─ Conflict                                          conflict                 409     no
+│  └─ ObjectChanged                                  object_changed           409     no: replaced while it was read
 ├─ PreconditionFailed                                precondition_failed      412     no
 ├─ TooLarge                                          too_large                413     no
 ├─ UnsupportedMediaType                              unsupported_media_type   415     no
@@ -25,6 +27,8 @@ ShardmillError                                       code                     st
 ├─ ServerError                                       internal                 500     no
 │  └─ CorruptObject                                  corrupt_object           500     no
 ├─ BackendUnavailable    (ConnectionError)           backend_unavailable      502     yes
+│  ├─ BackendBusy                                    backend_busy             503     yes, after Retry-After
+│  └─ BackendTimeout     (TimeoutError)              backend_timeout          504     yes
 ├─ Busy                                              busy                     503     yes, after Retry-After
 └─ InsufficientStorage   (OSError)                   insufficient_storage     507     no
 """
@@ -82,6 +86,10 @@ class BucketReadOnly(AccessDenied):
     code = "bucket_read_only"
 
 
+class BackendDenied(AccessDenied):
+    code = "backend_denied"
+
+
 class NotFound(ShardmillError, FileNotFoundError):
     code = "not_found"
     status = 404
@@ -116,6 +124,10 @@ class RequestTimeout(ShardmillError, TimeoutError):
 class Conflict(ShardmillError):
     code = "conflict"
     status = 409
+
+
+class ObjectChanged(Conflict):
+    code = "object_changed"
 
 
 class PreconditionFailed(ShardmillError):
@@ -173,6 +185,16 @@ class BackendUnavailable(ShardmillError, ConnectionError):
     code = "backend_unavailable"
     status = 502
     retryable = True
+
+
+class BackendBusy(BackendUnavailable):
+    code = "backend_busy"
+    status = 503
+
+
+class BackendTimeout(BackendUnavailable, TimeoutError):
+    code = "backend_timeout"
+    status = 504
 
 
 class Busy(ShardmillError):
