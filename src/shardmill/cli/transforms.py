@@ -65,7 +65,7 @@ def add(
         by_path=True if by_path else None,
         decoder=None if decoder == "none" else decoder,
         fields=_field_names(fields),
-        args=_arguments(args),
+        args=parse_arguments(args),
         packages=package or (),
         env=env,
         probe=probe,
@@ -94,7 +94,7 @@ def add_command(
     It gets an object on its standard input, or as {path}, and gives the output on its standard output.
     """
     info = connect(endpoint).transforms.add_command(
-        argv, name, args=_arguments(args), env=env, probe=probe, progress=say
+        argv, name, args=parse_arguments(args), env=env, probe=probe, progress=say
     )
     _print_registered(info, json=json)
 
@@ -142,7 +142,7 @@ def try_function(
             name,
             decoder=None if decoder == "none" else decoder,
             fields=_field_names(fields),
-            args=_arguments(args),
+            args=parse_arguments(args),
             packages=package or (),
             env=env,
             progress=say,
@@ -319,7 +319,8 @@ def _field_names(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _arguments(text: str | None) -> dict[str, Any] | None:
+def parse_arguments(text: str | None) -> dict[str, Any] | None:
+    """What `--args` says."""
     if text is None:
         return None
     try:

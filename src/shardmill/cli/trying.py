@@ -46,7 +46,7 @@ class Trial:
     @property
     def cpu_seconds(self) -> float:
         """Of the worker, per sample that went in."""
-        return _cpu_seconds(self.costs) / max(1, len(self.before))
+        return cpu_seconds(self.costs) / max(1, len(self.before))
 
     @property
     def saved_seconds(self) -> float:
@@ -151,7 +151,7 @@ def costs_text(costs: TransformStatistics) -> str:
     }
     samples = max(1, costs.samples)
     each = ", ".join(f"{name} {seconds / samples * 1000:.1f}" for name, seconds in parts.items())
-    return f"{_cpu_seconds(costs) / samples * 1000:.1f} ms per sample ({each})"
+    return f"{cpu_seconds(costs) / samples * 1000:.1f} ms per sample ({each})"
 
 
 def save_picture(trial: Trial, path: str) -> None:
@@ -176,11 +176,13 @@ def _field_report(name: str, payload: bytes) -> dict[str, Any]:
     return {"size": len(payload), "content": describe_field(name, payload)}
 
 
-def _cpu_seconds(costs: TransformStatistics) -> float:
+def cpu_seconds(costs: TransformStatistics) -> float:
+    """Of workers."""
     return costs.seconds_read + costs.seconds_decode + costs.seconds_user + costs.seconds_encode
 
 
 def difference(later: TransformStatistics, earlier: TransformStatistics) -> TransformStatistics:
+    """Totals of what happened in between."""
     return TransformStatistics(
         **{
             name: getattr(later, name) - getattr(earlier, name)
