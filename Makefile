@@ -64,6 +64,8 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generat
 lock: ## requirements/*.lock again from pyproject.toml; ARGS=--upgrade takes the newest
 	@$(LOCK) --group dev --extra server --extra notebook --extra demo -o requirements/dev.lock $(ARGS)
 	@$(LOCK) --group torch --extra server --extra notebook -o requirements/torch.lock $(ARGS)
+	@$(LOCK) --group bench -o requirements/bench.lock $(ARGS)
+	@$(LOCK) --group bench-tensorflow -o requirements/bench-tensorflow.lock $(ARGS)
 	@$(LOCK) --group docs -o requirements/docs.lock $(ARGS)
 
 clean: ## everything made here, but not the torch environment

@@ -101,6 +101,8 @@ def test_the_lock_has_every_dependency_of_the_project() -> None:
         ],
         "torch": [*project["project"]["dependencies"], *extras["server"], *groups["torch"]],
         "docs": groups["docs"],
+        "bench": [*project["project"]["dependencies"], *groups["bench"]],
+        "bench-tensorflow": groups["bench-tensorflow"],
     }
     for name, requirements in locks.items():
         text = (ROOT / "requirements" / f"{name}.lock").read_text()
