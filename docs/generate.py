@@ -12,8 +12,9 @@ from typing import Any, get_type_hints
 from typer.main import get_command
 
 from shardmill.cli.main import app
-from shardmill.config import SECTIONS, BucketSettings, EnvironmentSettings, Seconds, Size
+from shardmill.config import SECTIONS, BucketSettings, EnvironmentSettings
 from shardmill.core.errors import ShardmillError, error_types
+from shardmill.core.values import Seconds, Size
 
 REFERENCE = Path(__file__).parent / "reference"
 

@@ -20,14 +20,13 @@ from shardmill.config import (
     Config,
     ConfigError,
     EnvironmentSettings,
-    Seconds,
-    Size,
     available_cores,
     is_loopback,
     load_config,
     parse_value,
 )
 from shardmill.core.refs import Bucket
+from shardmill.core.values import Seconds, Size
 
 EVERY = [
     (section, item)
@@ -133,7 +132,7 @@ def test_all_problems_are_told_at_once(file: Path, tmp_path: Path) -> None:
         f"{file}: storage.durability: 'perhaps' is not one of power, kill",
         f"{file}: transforms.memory: 'big' is not a size",
         f"{file}: transforms.sample_timeout: 'soon' is not a duration",
-        f"{file}: bucket 1: baking: unknown setting; known: backing, uri",
+        f"{file}: bucket 1: baking: unknown setting; known: access_key_id, account, ",
         f"{file}: unknown section 'stroage'; known: {', '.join(SECTIONS)}, bucket, env",
         "SHARDMILL_SERVER_COLOR: unknown setting",
         "SHARDMILL_STORAGE_THREADS: '-1' is not a whole number",
@@ -272,13 +271,49 @@ def test_buckets_of_flags_stand_in_place_of_the_files(file: Path, tmp_path: Path
     found = {settings.uri: settings for settings in config.buckets}
     assert list(found) == ["gs://imgs", "ais://pool", "s3://store"]
     assert found["gs://imgs"].directory == tmp_path / "two"
-    assert found["gs://imgs"].writable
+    assert found["gs://imgs"].is_writable
     assert found["gs://imgs"].bucket == Bucket.of("gs", "imgs")
     assert found["ais://pool"].directory is None
-    assert found["ais://pool"].writable
+    assert found["ais://pool"].is_writable
     assert found["s3://store"].backing == "pool"
     (settings,) = load_config(environ={}, buckets=[f"gs://imgs=dir:{tmp_path}/one"]).buckets
-    assert not settings.writable
+    assert not settings.is_writable
+
+
+@pytest.mark.parametrize(
+    ("table", "problem"),
+    [
+        ('backing = "ftp://host"', "unknown backing 'ftp://host'; write s3://, gs://, az:// or https://HOST/PATH"),
+        ('backing = "s3://imgs/train"', "'s3://imgs/train' has a path; name it as prefix"),
+        ('backing = "https:///x"', "'https:///x' names no host"),
+        ('access_key_id = "k"', "access_key_id and secret_access_key go together"),
+        ('anonymous = true\nsas_token = "t"', "anonymous and credentials exclude each other"),
+        ('endpoint = "localhost:9000"', "endpoint 'localhost:9000' is not a URL such as https://HOST"),
+        ('credentials_file = "/nonexistent/file"', "credentials_file /nonexistent/file does not exist"),
+        ('backing = "pool"\nprefix = "a/"\nregion = "x"', "prefix, region: only remote stores have these"),
+        ("secret_access_key = 5", "bucket 1: secret_access_key: the value is not text"),
+    ],
+)
+def test_a_remote_bucket_with_a_mistake_is_refused(file: Path, table: str, problem: str) -> None:
+    file.write_text(f'[[bucket]]\nuri = "s3://imgs"\n{table}\n')
+    assert problem in problems_of(file)[0]
+
+
+def test_a_bucket_of_a_web_server_needs_its_url() -> None:
+    assert problems_of(buckets=["ht://site"]) == [
+        "bucket ht://site: which web server? give its URL: ht://site=https://HOST/PATH"
+    ]
+
+
+def test_what_is_behind_a_bucket_decides_whether_it_can_be_written_to() -> None:
+    writable = {
+        backing: BucketSettings("s3://b", backing).is_writable for backing in ("pool", "dir:x", "dir-rw:x", "s3://b")
+    }
+    assert writable == {"pool": True, "dir:x": False, "dir-rw:x": True, "s3://b": False}
+    assert BucketSettings("s3://b", "s3://b", writable=True).is_writable
+    assert not BucketSettings("s3://b", "pool", writable=False).is_writable
+    assert BucketSettings("s3://b", "gs://other").is_remote
+    assert not BucketSettings("s3://b", "dir:x").is_remote
 
 
 def test_a_directory_bucket_names_its_directory() -> None:

@@ -16,16 +16,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shardmill.core.errors import BadRequest
-from shardmill.core.refs import Bucket
+from shardmill.core.refs import ALIASES, Bucket
+from shardmill.core.values import Seconds, Secret, Size, parse_bool, parse_int, parse_seconds, parse_size
 
 MIB = 1 << 20
 
 PACKAGES_PREFIX = "packages-"  # of the names of environments that the node builds itself
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", re.IGNORECASE)
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?")
-_SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _ENVIRONMENT_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
@@ -35,14 +32,6 @@ class ConfigError(ValueError):
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))
         self.problems = list(problems)
-
-
-class Size(int):
-    """Bytes; written as a number or with a unit, e.g. `64MiB`, `1GB`."""
-
-
-class Seconds(float):
-    """A duration; written as a number of seconds or with a unit, e.g. `500ms`, `5m`."""
 
 
 def _setting(default: Any, doc: str, *, least: int = 0) -> Any:
@@ -189,11 +178,49 @@ class PackageSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class OriginSettings:
+    """`[origins]`: how long remote stores are waited for, and how often they are asked again."""
+
+    connect_timeout: Seconds = _setting(Seconds(5), "Seconds for a connection to come about.")
+    idle_timeout: Seconds = _setting(Seconds(20), "Seconds without a byte before a request counts as broken.")
+    retries: int = _setting(4, "Times that a request is tried again, and a broken body resumed without progress.")
+    backoff: Seconds = _setting(Seconds(0.2), "Seconds before the first further try; twice as long before each next.")
+    max_backoff: Seconds = _setting(Seconds(5), "Longest wait between tries.")
+
+
+@dataclass(frozen=True, slots=True)
 class BucketSettings:
     """`[[bucket]]`: one bucket and what is behind it."""
 
     uri: str = _setting("", "`provider://name`.")
-    backing: str = _setting("", "`pool`, `dir:PATH` (read-only) or `dir-rw:PATH`; default: `pool` for ais.")
+    backing: str = _setting(
+        "",
+        "`pool`, `dir:PATH` (read-only), `dir-rw:PATH`, or the URL of a remote store (`s3://name`, `gs://name`, "
+        "`az://name`, `https://host/path`); default: `pool` for ais, else the store that the URI names.",
+    )
+    prefix: str = _setting(
+        "", "Remote: what all keys of the store start with that are this bucket's; left out of its own."
+    )
+    writable: bool | None = _setting(None, "Whether it can be written to; default: not to remote stores nor `dir:`.")
+    endpoint: str = _setting("", "Remote: URL of the service, for stores other than the provider's own.")
+    region: str = _setting("", "S3: region; default: that of the profile or environment, else `us-east-1`.")
+    anonymous: bool = _setting(False, "Remote: sign nothing, for public buckets.")
+    profile: str = _setting("", "S3: name of a profile in the credentials file.")
+    credentials_file: Path | None = _setting(
+        None, "S3: credentials file in place of `~/.aws/credentials`; GCS: key file of a service account or user."
+    )
+    access_key_id: str = _setting("", "S3: name of the access key.")
+    secret_access_key: Secret = _setting(Secret(), "S3: the access key.")
+    session_token: Secret = _setting(Secret(), "S3: token of a temporary access key.")
+    account: str = _setting("", "Azure: storage account; default: `AZURE_STORAGE_ACCOUNT_NAME`.")
+    account_key: Secret = _setting(Secret(), "Azure: access key of the account.")
+    sas_token: Secret = _setting(Secret(), "Azure: shared access signature.")
+    token: Secret = _setting(Secret(), "GCS, HTTP: bearer token.")
+    use_metadata: bool | None = _setting(
+        None, "Remote: ask the machine's metadata service for credentials; default: on machines of that very cloud."
+    )
+    requester_pays: bool = _setting(False, "S3: pay for requests to buckets of others.")
+    allow_private: bool = _setting(False, "HTTP: follow redirects to private and loopback addresses.")
 
     @property
     def bucket(self) -> Bucket:
@@ -206,8 +233,15 @@ class BucketSettings:
         return _absolute(path) if kind in ("dir", "dir-rw") else None
 
     @property
-    def writable(self) -> bool:
-        return not self.backing.startswith("dir:")
+    def is_remote(self) -> bool:
+        """Whether a remote store is behind it; `backing` is then its URL."""
+        return "://" in self.backing
+
+    @property
+    def is_writable(self) -> bool:
+        if self.writable is not None:
+            return self.writable
+        return not self.is_remote and not self.backing.startswith("dir:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +261,7 @@ class Config:
     transforms: TransformSettings = TransformSettings()
     results: ResultSettings = ResultSettings()
     packages: PackageSettings = PackageSettings()
+    origins: OriginSettings = OriginSettings()
     buckets: tuple[BucketSettings, ...] = ()
     environments: tuple[EnvironmentSettings, ...] = ()
 
@@ -237,6 +272,7 @@ SECTIONS: dict[str, type] = {
     "transforms": TransformSettings,
     "results": ResultSettings,
     "packages": PackageSettings,
+    "origins": OriginSettings,
 }
 
 
@@ -290,6 +326,7 @@ def load_config(
         transforms=TransformSettings(**sections["transforms"]),
         results=ResultSettings(**sections["results"]),
         packages=PackageSettings(**sections["packages"]),
+        origins=OriginSettings(**sections["origins"]),
         buckets=_checked_buckets(bucket_tables, problems),
         environments=_checked_environments(environment_tables, problems),
     )
@@ -324,36 +361,6 @@ def parse_value(kind: Any, value: Any) -> Any:
     return _PARSERS[kind](value)
 
 
-def _parse_size(value: Any) -> Size:
-    match = _SIZE.fullmatch(str(value).strip())
-    if match is None:
-        raise ValueError("is not a size such as 64MiB or 1000000")
-    return Size(float(match[1]) * _UNITS[(match[2] or "").lower()])
-
-
-def _parse_seconds(value: Any) -> Seconds:
-    match = _DURATION.fullmatch(str(value).strip())
-    if match is None:
-        raise ValueError("is not a duration such as 30, 500ms or 5m")
-    return Seconds(float(match[1]) * _SECONDS[match[2] or ""])
-
-
-def _parse_bool(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    if str(value).lower() in ("1", "true", "yes", "on"):
-        return True
-    if str(value).lower() in ("0", "false", "no", "off", ""):
-        return False
-    raise ValueError("is not true or false")
-
-
-def _parse_int(value: Any) -> int:
-    if isinstance(value, bool) or not re.fullmatch(r"\d{1,9}", str(value)):
-        raise ValueError("is not a whole number of at least 0")
-    return int(value)
-
-
 def _parse_text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("is not text")
@@ -367,11 +374,12 @@ def _parse_path(value: Any) -> Path:
 
 
 _PARSERS: dict[Any, Any] = {
-    Size: _parse_size,
-    Seconds: _parse_seconds,
-    bool: _parse_bool,
-    int: _parse_int,
+    Size: parse_size,
+    Seconds: parse_seconds,
+    bool: parse_bool,
+    int: parse_int,
     str: _parse_text,
+    Secret: lambda value: Secret(_parse_text(value)),
     Path: _parse_path,
 }
 
@@ -407,7 +415,8 @@ def _merge(
         try:
             into[name] = parse_value(kinds[name], value)
         except (ValueError, TypeError) as error:
-            problems.append(f"{label}: {value!r} {error}")
+            shown = "the value" if kinds[name] is Secret else repr(value)
+            problems.append(f"{label}: {shown} {error}")
 
 
 def _tables(tables: Any, settings: type, where: str, problems: list[str]) -> list[Any]:
@@ -444,21 +453,68 @@ def _checked_buckets(tables: Sequence[BucketSettings], problems: list[str]) -> t
         except BadRequest as error:
             problems.append(f"bucket {table.uri!r}: {error}")
             continue
-        backing = table.backing or ("pool" if bucket.provider == "ais" else "")
+        backing = table.backing or _default_backing(bucket)
         settings = replace(table, uri=str(bucket), backing=backing)
-        if not backing:
-            problems.append(
-                f"bucket {bucket}: remote stores are not served yet; give it a directory: {bucket}=dir:PATH"
-            )
-        elif backing in ("dir:", "dir-rw:"):
-            problems.append(f"bucket {bucket}: {backing!r} names no directory; write {backing}PATH")
-        elif settings.directory is not None:
-            if not settings.directory.is_dir():
-                problems.append(f"bucket {bucket}: {settings.directory} is not a directory")
-        elif backing != "pool":
-            problems.append(f"bucket {bucket}: unknown backing {backing!r}; write pool, dir:PATH or dir-rw:PATH")
+        problems += [f"bucket {bucket}: {problem}" for problem in _bucket_problems(bucket, settings)]
         checked[bucket] = settings
     return tuple(checked.values())
+
+
+def _default_backing(bucket: Bucket) -> str:
+    """What is behind a bucket that says nothing of it."""
+    if bucket.provider == "ais":
+        return "pool"
+    return "" if bucket.provider == "http" else str(bucket)
+
+
+def _bucket_problems(bucket: Bucket, settings: BucketSettings) -> list[str]:
+    backing = settings.backing
+    if not backing:
+        return [f"which web server? give its URL: {bucket}=https://HOST/PATH"]
+    if settings.is_remote:
+        # Parsed and checked, for the cache that comes before them.
+        return [
+            *_remote_problems(settings),
+            f"remote stores are not served yet; give it a directory: {bucket}=dir:PATH",
+        ]
+    given = [name for name in _REMOTE_ONLY if getattr(settings, name)]
+    if given:
+        return [f"{', '.join(given)}: only remote stores have these"]
+    if backing in ("dir:", "dir-rw:"):
+        return [f"{backing!r} names no directory; write {backing}PATH"]
+    if settings.directory is not None:
+        return [] if settings.directory.is_dir() else [f"{settings.directory} is not a directory"]
+    if backing != "pool":
+        return [f"unknown backing {backing!r}; write pool, dir:PATH, dir-rw:PATH or a URL"]
+    return []
+
+
+_REMOTE_ONLY = (
+    "prefix", "endpoint", "region", "anonymous", "profile", "credentials_file", "access_key_id", "secret_access_key",
+    "session_token", "account", "account_key", "sas_token", "token", "use_metadata", "requester_pays", "allow_private",
+)  # fmt: skip
+
+
+def _remote_problems(settings: BucketSettings) -> list[str]:
+    """What is wrong with the settings of a bucket that has a remote store behind it."""
+    scheme, _, rest = settings.backing.partition("://")
+    provider = ALIASES.get(scheme, scheme)
+    if provider == "https" or (provider == "http" and scheme == "http"):
+        return [] if rest.partition("/")[0] else [f"{settings.backing!r} names no host"]
+    problems = []
+    if provider not in ("s3", "gs", "az"):
+        problems.append(f"unknown backing {settings.backing!r}; write s3://, gs://, az:// or https://HOST/PATH")
+    elif "/" in rest.removesuffix("/"):
+        problems.append(f"{settings.backing!r} has a path; name it as prefix")
+    if bool(settings.access_key_id) != bool(settings.secret_access_key):
+        problems.append("access_key_id and secret_access_key go together")
+    if settings.anonymous and any((settings.access_key_id, settings.account_key, settings.sas_token, settings.token)):
+        problems.append("anonymous and credentials exclude each other")
+    if settings.endpoint and not re.match(r"https?://[^/]", settings.endpoint):
+        problems.append(f"endpoint {settings.endpoint!r} is not a URL such as https://HOST")
+    if settings.credentials_file is not None and not settings.credentials_file.is_file():
+        problems.append(f"credentials_file {settings.credentials_file} does not exist")
+    return problems
 
 
 def _checked_environments(

@@ -17,13 +17,14 @@ from typing import Any
 
 import msgspec
 
-from shardmill.config import Seconds, Size, TransformSettings
+from shardmill.config import TransformSettings
 from shardmill.core.api import Code, Kind, TransformRequest
 from shardmill.core.commands import parse_argv
 from shardmill.core.meta import ObjectMeta
 from shardmill.core.refs import ObjectRef
 from shardmill.core.sources import InMemory, Slice
 from shardmill.core.specs import Spec
+from shardmill.core.values import Seconds, Size
 from shardmill.etl.engine import Engine
 from shardmill.etl.runs import Reading
 from shardmill.etl.versions import Version, check_request

@@ -19,9 +19,10 @@ from typing import Any
 
 import pytest
 
-from shardmill.config import PackageSettings, Seconds, Size
+from shardmill.config import PackageSettings
 from shardmill.core.errors import AccessDenied, EnvironmentUnfit, InsufficientStorage
 from shardmill.core.requirements import parse_requirements
+from shardmill.core.values import Seconds, Size
 from shardmill.etl import uv
 from shardmill.etl.packages import Built, Packages
 from shardmill.etl.staging import stage

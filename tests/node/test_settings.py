@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from shardmill.config import SECTIONS, load_config
+from shardmill.config import SECTIONS, BucketSettings, Config, load_config
+from shardmill.core.values import Secret
 from shardmill.node.settings import masked_settings
 
 
@@ -26,7 +27,9 @@ def test_the_shown_settings_are_all_of_them_in_plain_json(tmp_path: Path) -> Non
     assert shown["server"]["tls_key"] is None
     assert shown["storage"]["max_object"] == 1 << 40
     assert shown["server"]["drain"] == 30.0
-    assert shown["buckets"] == [{"uri": "gs://imgs", "backing": f"dir:{tmp_path}"}]
+    (bucket,) = shown["buckets"]
+    assert list(bucket) == [item.name for item in dataclasses.fields(BucketSettings)]
+    assert (bucket["uri"], bucket["backing"], bucket["writable"]) == ("gs://imgs", f"dir:{tmp_path}", None)
     assert shown["environments"] == [{"name": "torch", "python": sys.executable}]
 
 
@@ -38,3 +41,16 @@ def test_credentials_of_a_package_index_are_not_shown() -> None:
     shown: dict[str, Any] = masked_settings(load_config(environ=environ))
     assert shown["packages"]["index_url"] == "https://***@packages.example/simple"
     assert shown["packages"]["extra_index_urls"] == ["https://***@other.example/simple", "https://plain.example"]
+
+
+def test_secrets_of_buckets_are_not_shown() -> None:
+    secrets = [item.name for item in dataclasses.fields(BucketSettings) if isinstance(item.default, Secret)]
+    assert {"secret_access_key", "session_token", "account_key", "sas_token", "token"} == set(secrets)
+    given: dict[str, Any] = dict.fromkeys(secrets, Secret("hunter2"))
+    settings = BucketSettings("s3://imgs", "s3://imgs", access_key_id="name", **given)
+    shown: dict[str, Any] = masked_settings(Config(buckets=(settings, BucketSettings("s3://b", "s3://b"))))
+    assert "hunter2" not in json.dumps(shown)
+    assert "hunter2" not in repr(settings)
+    assert [shown["buckets"][0][name] for name in secrets] == ["***"] * len(secrets)
+    assert [shown["buckets"][1][name] for name in secrets] == [""] * len(secrets)
+    assert shown["buckets"][0]["access_key_id"] == "name"

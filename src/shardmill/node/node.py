@@ -43,7 +43,7 @@ class Node:
             BucketDefinition(
                 bucket=settings.bucket,
                 path=settings.directory,
-                writable=settings.writable,
+                writable=settings.is_writable,
                 links=config.storage.links,
                 durability=config.storage.durability,
             )

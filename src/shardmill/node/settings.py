@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from shardmill.config import SECTIONS, Config
+from shardmill.core.values import Secret
 
 _CREDENTIALS = re.compile(r"(?<=://)[^\s/@]+@")  # of a package index, in its URL
 
@@ -27,6 +28,8 @@ def _plain(value: object) -> object:
         return str(value)
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, Secret):
+        return "***" if value else ""
     if isinstance(value, str):
         return _CREDENTIALS.sub("***@", value)
     if isinstance(value, bool) or value is None:

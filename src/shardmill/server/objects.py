@@ -4,12 +4,13 @@ import mimetypes
 
 from aiohttp import web
 
-from shardmill.config import ServerSettings, Size
+from shardmill.config import ServerSettings
 from shardmill.core.conditions import Conditions, http_date
 from shardmill.core.errors import BadRequest, TooLarge
 from shardmill.core.meta import ObjectMeta
 from shardmill.core.paths import parse_object_path
 from shardmill.core.refs import ObjectRef
+from shardmill.core.values import Size
 from shardmill.node.objects import Objects
 from shardmill.server.body import Sender
 from shardmill.server.calls import Call
