@@ -436,3 +436,28 @@ def test_a_run_begun_ahead_gives_way_to_one_that_is_read(tmp_path: Path, shard: 
             assert len(members(await read_all(await open_one(engine, version, shard, ",seed=1")))) == 60
 
     run(story())
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3], ids=lambda steps: f"after {steps} steps")
+def test_who_comes_in_the_moment_after_the_last_reader_left_gets_all(tmp_path: Path, shard: Path, steps: int) -> None:
+    """The run that ends then is no longer to be joined: it would never give another byte."""
+
+    async def story() -> None:
+        async with open_parts(tmp_path / "data") as (engine, _):
+            version = await register(engine, SLOW)
+            plan, source = await plan_for(engine, version, shard, ",seed=1")
+            _, again = await plan_for(engine, version, shard, ",seed=1")
+            first = await engine.runs.open(plan, source, request_id="first")
+            assert isinstance(first, Reading)
+            await first.start()
+            first.close()
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            second = await engine.runs.open(plan, again, request_id="second")
+            data = await read_all(second)
+            assert len(members(data)) == 60
+            third = await open_one(engine, version, shard, request_id="third")
+            assert isinstance(third, Finished)
+            assert await read_all(third) == data
+
+    run(story())

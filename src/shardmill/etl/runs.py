@@ -343,8 +343,8 @@ class Runs:
         running.is_prepared = False
         running.is_settled.set()
         self.ahead["unused"] += 1
-        if running.task is not None and not running.is_ending:
-            running.task.cancel()
+        if not running.is_ending:
+            self._stop(running)
         self._end_unread(running)
 
     async def wait_finished(self, plan: Plan, source: Source, *, request_id: str) -> Finished:
@@ -452,8 +452,7 @@ class Runs:
                 is_kept = await self._keep(running, running.spool)
         finally:
             self.outcomes[outcome] += 1
-            if running.key is not None and self._shared.get(running.key) is running:
-                del self._shared[running.key]
+            self._forget(running)
             running.source.close()
             running.ended.set()
             if running.spool is not None and not is_kept:
@@ -511,9 +510,20 @@ class Runs:
             return
         elif output.is_spooling and running.run.fraction_done > NEARLY_DONE:
             output.run_on()
-        elif running.task is not None:
+        else:
+            self._stop(running)
+
+    def _stop(self, running: Running) -> None:
+        """End a run that nobody reads. Whoever asks from now on gets another one: this one has nothing more to give."""
+        self._forget(running)
+        if running.task is not None:
             # Not at once: a task that is cancelled before its first step never cleans up.
             asyncio.get_running_loop().call_soon(running.task.cancel)
+
+    def _forget(self, running: Running) -> None:
+        """No further reader joins it."""
+        if running.key is not None and self._shared.get(running.key) is running:
+            del self._shared[running.key]
 
     def _end_unread(self, running: Running) -> None:
         if running.is_through and not running.is_prepared and not running.run.output.readers and running in self._all:
