@@ -418,6 +418,19 @@ def test_nothing_is_built_from_source_unless_allowed_and_then_apart(
     assert found["wrote"] is outside.exists() is (landlock_version() < 3)
 
 
+def test_no_file_of_a_wheel_is_run_while_it_is_installed(shop: Shop, wheels: Path) -> None:
+    code = "import os, tempfile; tempfile.mkstemp(prefix='ran-', dir=os.environ.get('TMPDIR'))"
+    files = {"eager.py": "NAME = 'eager'\n", "eager.pth": f"{code}\n", "broken.py": "this is no Python\n"}
+    write_wheel(wheels, "eager", "1.0", files)
+    built = shop.get_now("eager")
+    temporary = shop.directory / "tmp"
+    assert list(temporary.rglob("ran-*")) == []
+    assert len(list(shop.packages.directory_of(built).rglob("eager.*.pyc"))) == 1
+    environ = {**os.environ, "TMPDIR": str(temporary)}
+    subprocess.run([shop.python(built), "-c", "import eager"], check=True, env=environ, timeout=30)
+    assert list(temporary.glob("ran-*")), "the file does run where it may"
+
+
 class Index(http.server.ThreadingHTTPServer):
     """A package index over a directory of wheels."""
 

@@ -13,13 +13,13 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from shardmill.config import PackageSettings
+from shardmill.config import PackageSettings, available_cores
 from shardmill.core.errors import EnvironmentUnfit, InsufficientStorage
 from shardmill.core.requirements import Requirement
 from shardmill.etl.staging import LAUNCH
@@ -43,6 +43,7 @@ _PASSED = (
     "XDG_CONFIG_HOME",
     "XDG_CONFIG_DIRS",
 )
+_COMPILING = {"PATH": os.defpath, "LANG": "C.UTF-8"}
 _PASSED_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 _PASSED_TO_UV: tuple[str, ...] = (
     "INDEX",
@@ -59,11 +60,11 @@ _PASSED_TO_UV += ("INSECURE_HOST", "CONFIG_FILE", "CONCURRENT", "EXCLUDE_NEWER")
 _LOCKED = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[^\]]*\])?(==[^\s;\\]+)")
 _DOWNLOADING = re.compile(r"\s*Downloading (\S+) \(([^)]+)\)")
 _DOWNLOADED = re.compile(r"\s*Downloaded (\S+)")
-_INSTALLED = re.compile(r"Installed \d+ package")
-_CHATTER = re.compile(r"(Using|Resolved|Prepared|Bytecode compiled|Creating|Uninstalled)\b| *Built | [-+~] ")
+_CHATTER = re.compile(r"(Using|Resolved|Prepared|Installed|Creating|Uninstalled)\b| *Built | [-+~] ")
 _BUILDING = re.compile(r"\s*Building (\S+)")
-# EFBIG, ENOSPC and EDQUOT by their numbers: uv has no status of its own for them, and has cleared up when it ends.
-_FULL = re.compile(r"\(os error (27|28|122)\)")
+# EFBIG, ENOSPC and EDQUOT by their numbers, as uv and Python write them: there is no status for them, and uv has
+# cleared up when it ends.
+_FULL = re.compile(r"\(os error (27|28|122)\)|\[Errno (27|28|122)\]")
 _CREDENTIALS = re.compile(r"(?<=://)[^\s/@]+@")
 
 _INSPECT = """
@@ -195,7 +196,7 @@ class Uv:
             # Copies, never links into the cache: what one environment is made of is no other's.
             arguments = [
                 "pip", "sync", "-", "--python", str(directory / "bin" / "python"), "--require-hashes",
-                "--link-mode", "copy", "--compile-bytecode", *self._sources(),
+                "--link-mode", "copy", "--no-compile-bytecode", *self._sources(),
             ]  # fmt: skip
             reporter = _Reporter(progress)
             progress(f"installing {len(lock.packages)} packages")
@@ -203,8 +204,24 @@ class Uv:
             for where in (["--offline"], []):
                 done = await self._run(*arguments, *where, text=lock.text, directory=directory, on_line=reporter)
                 if done.status == 0:
-                    return
-        raise self._failed(requirements, interpreter, done)
+                    break
+        if done.status == 0:
+            progress("compiling their modules")
+            done = await self._compile(directory)
+        if done.status != 0:
+            raise self._failed(requirements, interpreter, done)
+
+    async def _compile(self, directory: Path) -> _Done:
+        """Compile the modules of an environment; what is no Python stays as it is.
+
+        Not by uv, whose interpreter runs the `.pth` files of what was just installed, with the network and the node's
+        way to its indexes at hand: without `site` nothing of a distribution runs.
+        """
+        python, cores = str(directory / "bin" / "python"), str(available_cores())
+        arguments = ["-I", "-S", "-m", "compileall", "-q", "-j", cores, str(directory / "lib")]
+        done = await self._launch(python, *arguments, writable=[directory], environment=_COMPILING)
+        full = _FULL.search(done.output)
+        return replace(done, status=1, words=full[0]) if full else replace(done, status=0)
 
     def clean(self) -> None:
         """Forget all downloads. Not while a call goes on."""
@@ -251,27 +268,42 @@ class Uv:
 
         for path in (self.cache, self._temporary):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        writable = [str(path) for path in (self.cache, self._temporary, directory) if path is not None]
-        launch = [sys.executable, "-I", "-S", "-c", LAUNCH, str(self._stage), str(os.getpid()), str(len(writable))]
+        writable = [path for path in (self.cache, self._temporary, directory) if path is not None]
         self.running += 1
         try:
-            # Forked by this very thread, whose end is its death signal.
-            process = await asyncio.create_subprocess_exec(
-                *launch, *writable, uv.find_uv_bin(), *arguments, cwd="/", env=self._variables(),
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-                start_new_session=True, limit=1 << 20,
+            return await self._launch(
+                uv.find_uv_bin(), *arguments, writable=writable, environment=self._variables(), text=text,
+                on_line=on_line,
             )  # fmt: skip
-            try:
-                async with asyncio.timeout(self._settings.timeout):
-                    return await self._follow(process, text, on_line)
-            except TimeoutError:
-                raise EnvironmentUnfit(
-                    f"uv took longer than {self._settings.timeout:g} s ([packages] timeout)"
-                ) from None
-            finally:
-                await _end(process)
         finally:
             self.running -= 1
+
+    async def _launch(
+        self,
+        *command: str,
+        writable: Sequence[Path],
+        environment: dict[str, str],
+        text: str = "",
+        on_line: Callable[[str], bool] = lambda _: False,
+    ) -> _Done:
+        """Run a program that writes below some directories only, with just these variables."""
+        launch = [sys.executable, "-I", "-S", "-c", LAUNCH, str(self._stage), str(os.getpid()), str(len(writable))]
+        # Forked by this very thread, whose end is its death signal.
+        process = await asyncio.create_subprocess_exec(
+            *launch, *map(str, writable), *command, cwd="/", env=environment,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            start_new_session=True, limit=1 << 20,
+        )  # fmt: skip
+        try:
+            async with asyncio.timeout(self._settings.timeout):
+                return await self._follow(process, text, on_line)
+        except TimeoutError:
+            name = os.path.basename(command[0])
+            raise EnvironmentUnfit(
+                f"{name} took longer than {self._settings.timeout:g} s ([packages] timeout)"
+            ) from None
+        finally:
+            await _end(process)
 
     async def _follow(self, process: asyncio.subprocess.Process, text: str, on_line: Callable[[str], bool]) -> _Done:
         assert process.stdin is not None and process.stdout is not None and process.stderr is not None
@@ -344,8 +376,6 @@ class _Reporter:
             self._progress(f"downloaded {match[1]} ({self._done} of {self._started})")
         elif match := _BUILDING.match(line):
             self._progress(f"building {match[1]}")
-        elif _INSTALLED.match(line):
-            self._progress("compiling their modules")
         else:
             return _CHATTER.match(line) is not None
         return True
