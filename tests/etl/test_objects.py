@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Coroutine, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from tests.etl.support import (
     read,
     register,
     register_request,
+    settings_for,
     wait_until,
     write_shard,
 )
@@ -612,6 +614,53 @@ def test_another_executable_is_another_result(tmp_path: Path, source: Path) -> N
             second, file = await plan_for(engine, version, source, ",seed=1")
             file.close()
             assert first.key != second.key
+
+    run(story())
+
+
+def test_a_command_that_is_found_elsewhere_now_is_the_one_that_runs(tmp_path: Path, source: Path) -> None:
+    folders = [tmp_path / "before", tmp_path / "behind"]
+
+    def install(folder: Path, text: str) -> None:
+        folder.mkdir()
+        (folder / "tool").write_text(f"#!/bin/sh\necho {text}\n")
+        (folder / "tool").chmod(0o755)
+
+    async def story() -> None:
+        path = ":".join([*map(str, folders), os.defpath])
+        async with Engine.open(replace(settings_for(), command_path=path), tmp_path / "data", ()) as engine:
+            install(folders[1], "one")
+            version = await register_request(engine, command_request(["tool"]))
+            assert await read(engine, version, source, seed=1) == b"one\n"
+            install(folders[0], "another")
+            assert await read(engine, version, source, seed=1) == b"another\n"
+
+    run(story())
+
+
+def test_what_a_command_gave_while_it_was_replaced_is_not_kept(tmp_path: Path, source: Path) -> None:
+    """It may be of either; kept as of the one, it would be there again when that one is put back."""
+    tool, going_on = tmp_path / "tool", tmp_path / "going-on"
+
+    def install(text: str) -> None:
+        tool.with_name("new").write_text(f"#!/bin/sh\nwhile ! [ -e {going_on} ]; do sleep 0.05; done; echo {text}\n")
+        tool.with_name("new").chmod(0o755)
+        tool.with_name("new").replace(tool)
+
+    async def story() -> None:
+        async with open_parts(tmp_path / "data") as (engine, results):
+            install("one")
+            version = await register_request(engine, command_request([str(tool)]))
+            plan, file = await plan_for(engine, version, source, ",seed=1")
+            opened = await engine.runs.open(plan, file, request_id="r")
+            install("another")
+            going_on.touch()
+            assert (await _read_all(opened)).strip() in (b"one", b"another")
+            await wait_until(lambda: engine.runs.going_on == 0)
+            assert results.list() == []
+            plan, file = await plan_for(engine, version, source, ",seed=1")
+            assert await _read_all(await engine.runs.open(plan, file, request_id="r")) == b"another\n"
+            await wait_until(lambda: len(results.list()) == 1)
 
     run(story())
 

@@ -80,7 +80,13 @@ class Engine:
         self.pool = pool
         self._threads = threads
         self.results = results
-        self.runs = Runs(self._build_run, results, max_runs=settings.max_runs, link=self.failures.link)
+        self.runs = Runs(
+            self._build_run,
+            results,
+            max_runs=settings.max_runs,
+            link=self.failures.link,
+            identify_command=self._identify_command,
+        )
         self._spool_window = spool_window
         self._budget = Budget(settings.node_window)
         self._counters: dict[str, Counters] = {}

@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from shardmill.core.api import RunInfo
@@ -206,6 +206,7 @@ class Runs:
         files: Where results are kept; None: nothing is, and no two readers share a run.
         max_runs: Beyond, Busy.
         link: Told that a request is answered by another request's run.
+        identify_command: What `Plan.executable` would be now.
         prepared_seconds: That a run begun ahead waits for its reader.
     """
 
@@ -216,12 +217,14 @@ class Runs:
         *,
         max_runs: int,
         link: Callable[[str, str], None],
+        identify_command: Callable[[Version], Awaitable[str]],
         prepared_seconds: float = PREPARED_SECONDS,
     ) -> None:
         self._build = build
         self._files = files
         self._max_runs = max_runs
         self._link = link
+        self._identify_command = identify_command
         self._prepared_seconds = prepared_seconds
         self._shared: dict[str, Running] = {}
         self._all: set[Running] = set()
@@ -481,6 +484,9 @@ class Runs:
                 running.run.number,
                 plan.environment.name,
             )
+            return False
+        if await self._identify_command(plan.version) != plan.executable:
+            logger.info("the result of run %d is not kept: the command was replaced", running.run.number)
             return False
         try:
             await spool.publish(running.plan.facts, is_scratch=running.is_scratch)

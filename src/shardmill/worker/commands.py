@@ -43,11 +43,7 @@ class CommandTask:
         self._path = path
         self._needs_file = any("path" in item[1::2] for item in items)
         self._command = items[0][0]
-        found = shutil.which(self._command, path=path)
-        if found is None:
-            where = "is no executable file" if "/" in self._command else f"is not found in {path}"
-            raise SampleFailure(f"the command {self._command!r} {where}, at the node")
-        self._executable = os.path.abspath(found)
+        self._find()
 
     def __call__(self, exchange: Exchange, *, key: str, ref: str, seed: int) -> None:
         values = {"key": key, "name": key.rpartition("/")[2], "seed": str(seed >> (64 - SEED_BITS)), **self._arguments}
@@ -63,12 +59,21 @@ class CommandTask:
             folders = [folder, *([os.path.dirname(values["path"])] if self._needs_file else [])]
             _judge(os.path.basename(self._command), _end(process), transfer.stderr, folders)
 
+    def _find(self) -> str:
+        """The command's file as of now: this process may outlive the installation of another."""
+        found = shutil.which(self._command, path=self._path)
+        if found is None:
+            where = "is no executable file" if "/" in self._command else f"is not found in {self._path}"
+            raise SampleFailure(f"the command {self._command!r} {where}, at the node")
+        return os.path.abspath(found)
+
     def _start(self, argv: list[str], folder: str) -> "subprocess.Popen[bytes]":
+        executable = self._find()
         environment = {**os.environ, "PATH": self._path, "HOME": folder, "TMPDIR": folder, "XDG_CACHE_HOME": folder}
         try:
             return subprocess.Popen(
                 argv,
-                executable=self._executable,
+                executable=executable,
                 stdin=subprocess.DEVNULL if self._needs_file else subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
