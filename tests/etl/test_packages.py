@@ -532,3 +532,75 @@ def test_an_interpreter_that_is_none_is_said_to_be_so(tmp_path: Path) -> None:
     for path, reason in ((script, "python does not say what it is"), (tmp_path / "gone", "gone cannot be started")):
         with pytest.raises(EnvironmentUnfit, match=reason):
             run(uv.inspect(path))
+
+
+def test_what_is_removed_while_it_is_looked_at_is_built_again(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = shop.get_now("paint")
+
+    async def main() -> None:
+        look, looks = shop.packages.is_intact, 0
+
+        async def is_intact(known: Built) -> bool:
+            nonlocal looks
+            looks += 1
+            found = await look(known)
+            if looks == 1:
+                await shop.packages.remove(known.name)
+            return found
+
+        monkeypatch.setattr(shop.packages, "is_intact", is_intact)
+        again = await shop.obtain("paint")
+        assert again.name == built.name
+        assert await look(again)
+        assert list(shop.packages.all()) == [again]
+
+    run(main())
+
+
+def test_a_removal_that_takes_long_does_not_take_what_is_built_meanwhile(shop: Shop) -> None:
+    built = shop.get_now("paint")
+
+    async def main() -> None:
+        may_close = asyncio.Event()
+
+        async def close(_: str) -> None:
+            await may_close.wait()
+
+        def says(line: str) -> None:
+            if line.startswith(("waiting", "built")):
+                may_close.set()
+
+        shop.packages.close = close
+        removing = asyncio.ensure_future(shop.packages.remove(built.name))
+        registering = asyncio.ensure_future(shop.obtain("paint", progress=says))
+        await removing
+        again = await registering
+        assert await shop.packages.is_intact(again)
+        assert shop.left() == [again.name, f"{again.name}.json"]
+
+    run(main())
+
+
+def test_downloads_of_what_cannot_be_installed_stay_within_the_capacity(
+    tmp_path: Path, staged: Path, settings: PackageSettings, wheels: Path
+) -> None:
+    shop = Shop(tmp_path / "packages", staged, replace(settings, capacity=Size(4 << 20)))
+    for number in range(3):
+        name = f"large_{number}"
+        write_wheel(wheels, name, "1.0", {f"{name}.py": "x" * (3 << 20)}, requires=["colours"])
+        bad = wheels / "colours-2.0-py3-none-any.whl"
+        bad.write_bytes(bad.read_bytes()[:-40])
+        with pytest.raises(EnvironmentUnfit):
+            shop.get_now(name)
+        write_wheel(wheels, "colours", "2.0", {"colours.py": f"NAME = {number}\n"})
+    assert cache_size(shop) <= 4 << 20
+
+
+def test_what_a_killed_installation_left_in_temporary_files_is_swept(
+    shop: Shop, staged: Path, settings: PackageSettings
+) -> None:
+    left = shop.directory / "tmp" / "left" / "wheel"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(bytes(1000))
+    Shop(shop.directory, staged, settings)
+    assert not left.exists()

@@ -405,7 +405,7 @@ class Environments:
         users = self.users(name)
         if users and not force:
             raise Conflict(f"environment {name!r} is what {', '.join(users)} run in; remove these first, or use force")
-        if self._held[name] or (self._is_at_work(name) and not force):
+        if self._held[name] or self._packages.is_busy(name) or (self._is_at_work(name) and not force):
             raise Conflict(f"environment {name!r} is at work; try again")
         await self._packages.remove(name)
 

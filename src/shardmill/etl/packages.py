@@ -14,7 +14,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import ParamSpec, TypeVar
 
 import msgspec
 
@@ -23,12 +22,10 @@ from shardmill.core.errors import AccessDenied, InsufficientStorage
 from shardmill.core.requirements import Requirement, normal_name
 from shardmill.etl.durable import sync_directory, write_durably
 from shardmill.etl.scratch import remove_tree
+from shardmill.etl.steps import see_through
 from shardmill.etl.uv import Interpreter, Lock, Uv, inspect
 
 logger = logging.getLogger(__name__)
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 FORM = 1
 """Of records and keys; raised when either changes."""
@@ -138,25 +135,42 @@ class Packages:
         known = next(
             (built for built in self._built.values() if texts in built.lists and built.interpreter == interpreter), None
         )
-        if known is not None and await self.is_intact(known):
+        # It may have been removed while it was looked at.
+        if known is not None and await self.is_intact(known) and self._built.get(known.name) is known:
             self.touch(known.name)
             return known
         lock = Lock(known.lock) if known is not None else None
-        if lock is None:
-            progress(f"resolving {', '.join(texts)}")
-            names = {requirement.name for requirement in requirements}
-            base = [name for name in BASE if name != "pillow" or names.isdisjoint(_ALSO_PIL)]
-            lock = await self._uv.resolve(requirements, base, interpreter)
-            progress(f"resolved to {', '.join(lock.packages)}")
-        async with self._locked(_key(lock, interpreter), progress) as key:
-            return await self._obtain(key, lock, requirements, interpreter, progress)
+        try:
+            if lock is None:
+                lock = await self._resolve(requirements, interpreter, progress)
+            async with self._locked(_key(lock, interpreter), progress) as key:
+                return await self._obtain(key, lock, requirements, interpreter, progress)
+        except BaseException:
+            # What was fetched in vain may not stay for ever.
+            if self.bytes + await see_through(self._uv.count_bytes) > self._settings.capacity:
+                await self._uv.clean()
+            raise
+
+    def is_busy(self, name: str) -> bool:
+        """Whether it is being built, changed or removed."""
+        built = self._built.get(name)
+        return built is not None and self._lock(built.key).locked()
 
     async def remove(self, name: str) -> None:
-        """Remove one that nothing needs."""
+        """Remove one that nothing needs and that is not busy."""
+        built = self._built.get(name)
+        if built is not None:
+            # Whoever wants it meanwhile builds it when it is gone.
+            async with self._lock(built.key):
+                await self._remove(name)
+
+    async def _remove(self, name: str) -> None:
         self._built.pop(name, None)
         self._used.pop(name, None)
-        await self.close(name)
-        await _see_through(self._erase, name)
+        try:
+            await self.close(name)
+        finally:
+            await see_through(self._erase, name)
 
     async def make_room(self, keep: str | None = None) -> None:
         """Come within the capacity: what nothing needs leaves first, the least used before, then the downloads.
@@ -168,7 +182,7 @@ class Packages:
             InsufficientStorage: What is needed is more than may be there.
         """
         capacity = self._settings.capacity
-        downloads = await asyncio.to_thread(_size, self._uv.cache)
+        downloads = await asyncio.to_thread(self._uv.count_bytes)
         for built in sorted(self._built.values(), key=lambda built: self.used_at(built.name)):
             if downloads + self.bytes <= capacity:
                 return
@@ -176,8 +190,7 @@ class Packages:
             if is_free and self._built.get(built.name) is built:
                 logger.info("environment %s is removed to make room", built.name)
                 await self.remove(built.name)
-        if downloads + self.bytes > capacity and not self._uv.running:
-            await asyncio.to_thread(self._uv.clean)
+        if downloads + self.bytes > capacity and await self._uv.clean():
             downloads = 0
         if self.bytes + downloads > capacity:
             raise InsufficientStorage(
@@ -202,6 +215,16 @@ class Packages:
                     f"packages {', '.join(refused)} are not allowed at this node ([packages] allow); "
                     f"allowed: {', '.join(sorted(allowed))}"
                 )
+
+    async def _resolve(
+        self, requirements: Sequence[Requirement], interpreter: Interpreter, progress: Callable[[str], None]
+    ) -> Lock:
+        progress(f"resolving {', '.join(map(str, requirements))}")
+        names = {requirement.name for requirement in requirements}
+        base = [name for name in BASE if name != "pillow" or names.isdisjoint(_ALSO_PIL)]
+        lock = await self._uv.resolve(requirements, base, interpreter)
+        progress(f"resolved to {', '.join(lock.packages)}")
+        return lock
 
     @asynccontextmanager
     async def _locked(self, key: str, progress: Callable[[str], None]) -> AsyncIterator[str]:
@@ -234,13 +257,13 @@ class Packages:
             return known
         if known is not None:
             progress(f"environment {known.name} was changed since it was built; building it again")
-            await self.remove(known.name)
+            await self._remove(known.name)
         lists = [*(known.lists if known is not None else []), texts]
         built = await self._build(key, lock, lists, requirements, interpreter, progress)
         try:
             await self.make_room(keep=built.name)
         except InsufficientStorage:
-            await self.remove(built.name)
+            await self._remove(built.name)
             raise
         return built
 
@@ -258,14 +281,14 @@ class Packages:
         started = time.monotonic()
         try:
             async with self._slots:
-                await _see_through(self._erase, name)
+                await see_through(self._erase, name)
                 directory.mkdir(mode=0o755)
                 await self._uv.install(lock, requirements, interpreter, directory, progress)
-                seal, size = await _see_through(_make_read_only, directory)
+                seal, size = await see_through(_make_read_only, directory)
             built = Built(FORM, key, interpreter, lock.text, lists, seal, size, time.time())
-            await _see_through(self._write, built)
+            await see_through(self._write, built)
         except BaseException:
-            await _see_through(self._erase, name)
+            await see_through(self._erase, name)
             raise
         self._built[name] = built
         self._used[name] = time.time()
@@ -287,6 +310,7 @@ class Packages:
 
     def _load(self) -> None:
         """Find what is there, and sweep what was not finished."""
+        self._uv.sweep()
         for path in self._environments.glob(f"*{_RECORD}"):
             try:
                 built = msgspec.json.decode(path.read_bytes(), type=Built)
@@ -305,21 +329,6 @@ class Packages:
 
 
 async def _nothing_runs(_name: str) -> None: ...
-
-
-async def _see_through(step: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
-    """Run a blocking step to its end, however often the waiting is cancelled; only then be cancelled."""
-    task = asyncio.ensure_future(asyncio.to_thread(step, *arguments, **options))
-    cancelled = False
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        task.exception()
-        raise asyncio.CancelledError
-    return task.result()
 
 
 def _key(lock: Lock, interpreter: Interpreter) -> str:
@@ -360,13 +369,3 @@ def _walk(directory: Path) -> Iterator[tuple[str, os.stat_result]]:
         for name in sorted([*files, *folders]):
             path = os.path.join(folder, name)
             yield os.path.relpath(path, directory), os.lstat(path)
-
-
-def _size(directory: Path) -> int:
-    """Bytes that a directory takes on disk; 0 if it is not there."""
-    total = 0
-    for folder, _, files in os.walk(directory):
-        for name in files:
-            with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(folder, name)).st_blocks * 512
-    return total

@@ -23,6 +23,7 @@ from shardmill.config import PackageSettings, available_cores
 from shardmill.core.errors import EnvironmentUnfit, InsufficientStorage
 from shardmill.core.requirements import Requirement
 from shardmill.etl.staging import LAUNCH
+from shardmill.etl.steps import see_through
 
 logger = logging.getLogger(__name__)
 
@@ -147,8 +148,9 @@ class Uv:
         self._temporary = root / "tmp"
         self._root = root
         self._stage = stage
-        self.running = 0
-        """Calls that go on."""
+        self._running = 0
+        self._gate = asyncio.Lock()
+        """Held while downloads are removed; calls begin when it is free."""
 
     async def resolve(self, requirements: Sequence[Requirement], base: Sequence[str], interpreter: Interpreter) -> Lock:
         """Versions that meet all requirements at once; from the cache where no index can be reached.
@@ -223,9 +225,22 @@ class Uv:
         full = _FULL.search(done.output)
         return replace(done, status=1, words=full[0]) if full else replace(done, status=0)
 
-    def clean(self) -> None:
-        """Forget all downloads. Not while a call goes on."""
-        shutil.rmtree(self.cache, ignore_errors=True)
+    async def clean(self) -> bool:
+        """Forget all downloads, if no call goes on; whether that was done."""
+        async with self._gate:
+            if self._running:
+                return False
+            await see_through(self.sweep)
+            await see_through(shutil.rmtree, self.cache, ignore_errors=True)
+            return True
+
+    def count_bytes(self) -> int:
+        """Bytes that downloads, and what killed calls have left, take on disk."""
+        return _size(self.cache) + _size(self._temporary)
+
+    def sweep(self) -> None:
+        """Remove what calls that were killed have left; before the first one."""
+        shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _sources(self) -> list[str]:
         settings = self._settings
@@ -266,17 +281,18 @@ class Uv:
         """
         import uv
 
-        for path in (self.cache, self._temporary):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        writable = [path for path in (self.cache, self._temporary, directory) if path is not None]
-        self.running += 1
+        async with self._gate:
+            self._running += 1
         try:
+            for path in (self.cache, self._temporary):
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            writable = [path for path in (self.cache, self._temporary, directory) if path is not None]
             return await self._launch(
                 uv.find_uv_bin(), *arguments, writable=writable, environment=self._variables(), text=text,
                 on_line=on_line,
             )  # fmt: skip
         finally:
-            self.running -= 1
+            self._running -= 1
 
     async def _launch(
         self,
@@ -379,6 +395,16 @@ class _Reporter:
         else:
             return _CHATTER.match(line) is not None
         return True
+
+
+def _size(directory: Path) -> int:
+    """Bytes that a directory takes on disk; 0 if it is not there."""
+    total = 0
+    for folder, _, files in os.walk(directory):
+        for name in files:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(folder, name)).st_blocks * 512
+    return total
 
 
 async def _read(stream: asyncio.StreamReader) -> str:
