@@ -1,6 +1,7 @@
 """Environments that change: another version installed while the node runs, or another interpreter behind the name."""
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -11,14 +12,25 @@ import pytest
 
 from shardmill.config import EnvironmentSettings
 from shardmill.core.api import TransformInfo
-from shardmill.core.errors import Busy
+from shardmill.core.errors import Busy, TransformFailed
 from shardmill.core.specs import Spec
 from shardmill.etl.engine import Engine
+from shardmill.etl.environments import Environment
 from shardmill.etl.runs import Plan, Reading
+from shardmill.etl.staging import stage
 from shardmill.etl.versions import Version
 from shardmill.storage.results import ResultStore
 from tests.etl.over_http import Served, serve
-from tests.etl.support import REF, FileSource, bytes_of, members, request_for, settings_for, write_shard
+from tests.etl.support import (
+    REF,
+    FileSource,
+    bytes_of,
+    children,
+    members,
+    request_for,
+    settings_for,
+    write_shard,
+)
 from tests.etl.wheels import install, make_environment, write_wheel
 
 USING = """
@@ -219,3 +231,19 @@ async def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> No
     while not condition():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
+
+
+def test_an_environment_that_is_closed_while_it_starts_leaves_no_process(tmp_path: Path) -> None:
+    async def main() -> None:
+        where = {"stage": stage(tmp_path / "stage"), "scratch": tmp_path}
+        environment = Environment("it", Path(sys.executable), **where, load_seconds=20)
+        starting = asyncio.ensure_future(environment.zygote())
+        await wait_until(lambda: bool(children()))
+        await environment.close()
+        with pytest.raises(TransformFailed):
+            await starting
+        assert children() == set()
+        with pytest.raises(TransformFailed, match="has been removed"):
+            await environment.zygote()
+
+    asyncio.run(asyncio.wait_for(main(), 60))

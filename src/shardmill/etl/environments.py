@@ -62,6 +62,7 @@ class Environment:
         self._preloaded: tuple[str, ...] = ()
         self._error: str | None = None
         self._starting = False
+        self._is_closed = False
         self._looked_at = 0.0
         self.id: str | None = None
         self.python: str | None = None
@@ -152,19 +153,26 @@ class Environment:
                     await zygote.close()
 
     async def close(self) -> None:
+        """End it for good; what is starting ends as soon as it has started."""
+        self._is_closed = True
         zygotes = [*self._retired, *([self._zygote] if self._zygote else [])]
         self._zygote, self._retired = None, []
         for zygote in zygotes:
             await zygote.close()
 
     async def _prepare(self, progress: Callable[[str], None]) -> Zygote:
+        self._check_open()
         await self._close_unused()
         zygote = self._zygote
         if zygote is None or zygote.gone.is_set():
             if zygote is not None:
                 await zygote.close()
             progress(f"starting environment {self.name!r}")
-            zygote = self._zygote = await self._start()
+            zygote = await self._start()
+            if self._is_closed:
+                await zygote.close()
+                self._check_open()
+            self._zygote = zygote
             self.python, self.id = str(zygote.about["python"]), zygote.environment_id
             self._error, self._preloaded = None, ()
             await self._preload(zygote, (*_WORKER_MODULES, *_BASE_MODULES))
@@ -173,6 +181,10 @@ class Environment:
             progress(f"importing {', '.join(fresh)} in environment {self.name!r}")
             zygote = await self._preload(zygote, fresh)
         return zygote
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise _removed(self.name)
 
     async def _start(self) -> Zygote:
         return await Zygote.start(self.name, self.interpreter, self._stage, self._home)
@@ -300,9 +312,7 @@ class Environments:
         if found is not None:
             return found
         if name.startswith(PACKAGES_PREFIX):
-            raise EnvironmentUnfit(
-                f"environment {name!r} has been removed; register the transform again with its packages"
-            )
+            raise _removed(name)
         raise EnvironmentUnfit(
             f"there is no environment {name!r}; known: {', '.join([*self._given, *self._built])}. "
             f"Start the node with --env {name}=/path/to/python"
@@ -452,6 +462,10 @@ class Environments:
         environment = self._built.pop(name, None)
         if environment is not None:
             await environment.close()
+
+
+def _removed(name: str) -> EnvironmentUnfit:
+    return EnvironmentUnfit(f"environment {name!r} has been removed; register the transform again with its packages")
 
 
 async def _unfit(environment: Environment, python: str, modules: Sequence[str]) -> str | None:
