@@ -41,8 +41,8 @@ ALLOWED: dict[str, set[str]] = {
     "jobs": {"core", "config", "shards", "telemetry", "node"},
     "server": {"core", "config", "shards", "telemetry", "node", "jobs"},
     "client": {"core", "shards", "marking"},
-    # A function of the trainer's own is seeded exactly as a worker would seed it.
-    "loader": {"core", "shards", "client", "worker.seeding"},
+    # A function of the trainer's own is seeded and called exactly as a worker would.
+    "loader": {"core", "shards", "client", "worker.calls", "worker.samples", "worker.seeding"},
     "notebook": {"core", "shards", "client", "loader"},
     "torch": {"core", "shards", "client", "loader"},
     "cli": {"core", "config", "shards", "client", "marking", "notebook", "loader", "testing.node"},

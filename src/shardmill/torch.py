@@ -4,6 +4,7 @@ Tensors share the memory of the loader's arrays: no byte is copied between the s
 """
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from shardmill.loader import ShardLoader
 from shardmill.loader.rows import Batch
 
-__all__ = ["EpochUrls", "ShardDataset", "data_loader"]
+__all__ = ["EpochUrls", "ShardDataLoader", "ShardDataset", "data_loader"]
 
 
 class ShardDataset(IterableDataset):  # type: ignore[misc]  # torch is untyped here
@@ -29,11 +30,11 @@ class ShardDataset(IterableDataset):  # type: ignore[misc]  # torch is untyped h
     ) -> None:
         super().__init__()
         self._arguments = (list(urls), batch_size, tuple(fields))
-        self._options = options
         # Shared with worker processes, which outlive an epoch when they are persistent.
         self._epoch = multiprocessing.get_context("spawn").Value("q", 0, lock=False)
         self._loader: ShardLoader | None = None
-        self._state: Mapping[str, Any] | None = None
+        self._opened_by = 0
+        self._handed: tuple[Mapping[str, Any], int] | None = None
         with ShardLoader(*self._arguments, **options) as loader:
             # Asked once, here; the workers need not ask again.
             self._options = {**options, "counts": loader.counts}
@@ -49,18 +50,39 @@ class ShardDataset(IterableDataset):  # type: ignore[misc]  # torch is untyped h
         for batch in loader:
             yield tensors_of(batch)
 
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch.value)
+
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch: another order and other draws. Call it before the epoch's `iter`."""
         self._epoch.value = epoch
+        if self._loader is not None:
+            self._loader.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """As `ShardLoader.state_dict`; in the process that iterates, so without worker processes."""
-        return self._open().state_dict()
+        """As `ShardLoader.state_dict`; in the process that iterates. With worker processes ask `data_loader`'s."""
+        loader = self._open()
+        loader.set_epoch(self.epoch)
+        return loader.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """As `ShardLoader.load_state_dict`."""
         self._open().load_state_dict(state)
         self._epoch.value = state["epoch"]
+
+    def hand_on(self, state: Mapping[str, Any], taken: int) -> None:
+        """Where worker processes that are started from now on begin.
+
+        Args:
+            state: Of an epoch.
+            taken: Batches that these same workers have had of it, in turn.
+        """
+        self._handed = state, taken
+
+    def open_group(self, workers: int) -> ShardLoader:
+        """What knows where this rank's worker processes stand together; it reads nothing."""
+        return self._open_rank(0, workers)
 
     def close(self) -> None:
         """Stop reading, if an epoch was left before its end."""
@@ -71,14 +93,88 @@ class ShardDataset(IterableDataset):  # type: ignore[misc]  # torch is untyped h
         return {**self.__dict__, "_loader": None}
 
     def _open(self) -> ShardLoader:
-        if self._loader is None:
+        # A forked worker finds the loader of the process that it came from.
+        if self._loader is None or self._opened_by != os.getpid():
+            self._opened_by = os.getpid()
             info = get_worker_info()
-            options = dict(self._options)
-            if info is not None:
-                options["rank"] = options.get("rank", 0) * info.num_workers + info.id
-                options["world_size"] = options.get("world_size", 1) * info.num_workers
-            self._loader = ShardLoader(*self._arguments, **options)
+            if info is None:
+                self._loader = ShardLoader(*self._arguments, **self._options)
+            elif self._handed is None:
+                self._loader = self._open_rank(info.id, info.num_workers)
+            else:
+                # A DataLoader begins with its first worker, whose turn it may not be.
+                state, taken = self._handed
+                self._loader = self._open_rank((info.id + taken) % info.num_workers, info.num_workers)
+                self._loader.load_state_dict(state)
         return self._loader
+
+    def _open_rank(self, worker: int, workers: int) -> ShardLoader:
+        rank, world_size = self._options.get("rank", 0), self._options.get("world_size", 1)
+        options = {**self._options, "rank": rank * workers + worker, "world_size": world_size * workers}
+        return ShardLoader(*self._arguments, **options, workers=workers)
+
+
+class ShardDataLoader(DataLoader):  # type: ignore[misc]  # torch is untyped here
+    """A `DataLoader` over `ShardDataset` whose state is exact, with worker processes, too.
+
+    Worker processes live as long as an epoch. Go on with as many of them as before, and the very next batch comes; with
+    another number, what is left is shared out anew.
+    """
+
+    def __init__(self, dataset: ShardDataset, **options: Any) -> None:
+        super().__init__(dataset, batch_size=None, **options)
+        # Worker processes are ahead of what was given out, so this process counts.
+        self._group = dataset.open_group(self.num_workers) if self.num_workers else None
+        self._given = 0
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch."""
+        return len(self.dataset) if self._group is None else len(self._group) * self.num_workers
+
+    def __iter__(self) -> Iterator[Any]:
+        group = self._group
+        if group is None:
+            yield from super().__iter__()
+            return
+        self._follow(group)
+        self.dataset.hand_on(group.state_after(self._given), self._given)
+        for batch in super().__iter__():
+            self._given += 1
+            yield batch
+        group.rewind()
+        self._given = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin an epoch: another order and other draws. Setting the one that is going on changes nothing."""
+        self.dataset.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As `ShardLoader.state_dict`: where this epoch stands, after the batches that were given out."""
+        if self._group is None:
+            return dict(self.dataset.state_dict())
+        self._follow(self._group)
+        return self._group.state_after(self._given)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """As `ShardLoader.load_state_dict`."""
+        if self._group is None:
+            self.dataset.load_state_dict(state)
+            return
+        self._group.load_state_dict(state)
+        self.dataset.set_epoch(state["epoch"])
+        self._given = self._group.taken
+
+    def close(self) -> None:
+        """Stop reading, if an epoch was left before its end."""
+        self.dataset.close()
+        if self._group is not None:
+            self._group.close()
+
+    def _follow(self, group: ShardLoader) -> None:
+        """The epoch may have been set at the dataset."""
+        if group.epoch != self.dataset.epoch:
+            group.set_epoch(self.dataset.epoch)
+            self._given = 0
 
 
 def data_loader(
@@ -89,10 +185,11 @@ def data_loader(
     num_workers: int = 0,
     pin_memory: bool | None = None,
     **options: Any,
-) -> DataLoader:
-    """A ready `torch.utils.data.DataLoader` over `ShardDataset`.
+) -> ShardDataLoader:
+    """A ready `torch.utils.data.DataLoader` over `ShardDataset`, with `set_epoch`, `state_dict` and `load_state_dict`.
 
-    One process receives some GB/s, so no worker processes are needed for speed.
+    One process receives some GB/s, so no worker processes are needed for speed, except for a `function` of the
+    trainer's own.
 
     Args:
         urls: As for `ShardLoader`, like `batch_size`, `fields` and further options.
@@ -102,13 +199,10 @@ def data_loader(
         pin_memory: Copy batches into pinned memory; default: if CUDA is there.
         options: Of `ShardLoader`.
     """
-    dataset = ShardDataset(urls, batch_size, fields, **options)
-    return DataLoader(
-        dataset,
-        batch_size=None,
+    return ShardDataLoader(
+        ShardDataset(urls, batch_size, fields, **options),
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
-        persistent_workers=num_workers > 0,
     )
 
 

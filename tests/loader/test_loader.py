@@ -1,7 +1,11 @@
 """Batches from a real node: every sample once, the same bytes after a stop, whatever the ranks and the placement."""
 
+import concurrent.futures
+import contextlib
 import io
+import itertools
 import random
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +42,11 @@ def ragged(sample: dict[str, Any]) -> dict[str, Any]:
     return sample
 
 
+def redraw(sample: dict[str, Any]) -> dict[str, Any]:
+    sample["jpg"] = np.random.randint(0, 256, (24, 16, 3)).astype(np.uint8)
+    return sample
+
+
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("own")
@@ -64,7 +73,7 @@ def urls(own_node: RunningNode) -> Iterator[dict[str, list[str]]]:
     """URLs by function; `plain` are the shards themselves."""
     with Client(own_node.endpoint) as client:
         found = {"plain": client.expand_object_urls(BUCKET, names=NAMES)}
-        for function in (draw, fan_out, ragged):
+        for function in (draw, fan_out, ragged, redraw):
             info = client.transforms.add(function, function.__name__.replace("_", "-"))
             found[function.__name__] = client.expand_object_urls(BUCKET, info.uuid, names=NAMES)
         yield found
@@ -172,12 +181,44 @@ def test_another_number_of_ranks_goes_on_with_what_is_left(
 def test_the_twin_on_the_trainer_gives_the_same_tensors(urls: dict[str, list[str]]) -> None:
     options: dict[str, Any] = {"shuffle": True, "seed": 3, "rank": 1, "world_size": 2}
     in_store = whole_epoch(urls["draw"], **options)
-    state = random.getstate()
-    on_client = whole_epoch(urls["plain"], function=draw, prefetch=0, **options)
-    random.setstate(state)
+    random.seed(11)
+    np.random.seed(11)
+    on_client = whole_epoch(urls["plain"], function=draw, **options)
     assert len(in_store) == len(on_client)
     for one, other in zip(in_store, on_client, strict=True):
         assert all(np.array_equal(left, right) for left, right in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("function", [fan_out, ragged, redraw])
+def test_the_twin_gives_what_would_have_gone_through_a_shard(urls: dict[str, list[str]], function: Any) -> None:
+    """Keys of what a sample was multiplied into, pictures as JPEG gives them back, fields that nobody touched."""
+    fields = ("jpg;npy", "__key__", "txt", "cls")
+    sides = []
+    for name, options in ((function.__name__, {}), ("plain", {"function": function})):
+        with ShardLoader(urls[name], 16, fields, seed=5, **options) as loader:
+            sides.append([[(np.copy(image), *rest) for image, *rest in zip(*batch, strict=True)] for batch in loader])
+    assert [len(batch) for batch in sides[0]] == [len(batch) for batch in sides[1]]
+    for one, other in zip(itertools.chain(*sides[0]), itertools.chain(*sides[1]), strict=True):
+        assert (one[0].dtype, one[0].shape, one[0].tobytes()) == (other[0].dtype, other[0].shape, other[0].tobytes())
+        assert one[1:] == other[1:]
+
+
+def test_a_function_in_the_trainer_does_not_touch_its_draws(urls: dict[str, list[str]]) -> None:
+    finders, fresh = list(sys.meta_path), np.random.default_rng
+    random.seed(7)
+    np.random.seed(7)
+    expected = [random.random(), np.random.random(), random.random(), np.random.random()]
+    random.seed(7)
+    np.random.seed(7)
+    with ShardLoader(urls["plain"], 8, function=draw) as loader:
+        batches = iter(loader)
+        next(batches)
+        found = [random.random(), np.random.random()]
+        assert np.random.default_rng().random() != np.random.default_rng().random()
+        next(batches)
+        found += [random.random(), np.random.random()]
+    assert found == expected
+    assert (sys.meta_path, np.random.default_rng) == (finders, fresh)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -249,6 +290,26 @@ def test_a_node_that_is_restarted_is_gone_on_with(directory: Path, tmp_path: Pat
         assert all(np.array_equal(left, right) for left, right in zip(one, other, strict=True))
 
 
+@pytest.mark.parametrize("kind", ["draw", "plain"])
+def test_a_node_that_is_away_between_two_shards_is_waited_for(directory: Path, tmp_path: Path, kind: str) -> None:
+    flags = ("--bucket", f"{BUCKET}=dir:{directory}", "--workers", "1")
+    with running_node(*flags, data=tmp_path / "data") as node:
+        listen = node.endpoint.removeprefix("http://")
+        with Client(node.endpoint) as client:
+            spec = client.transforms.add(draw, "draw").uuid if kind == "draw" else None
+            names = client.expand_object_urls(BUCKET, spec, names=NAMES)
+        loader = ShardLoader(names, 30, ("cls",), prefetch=0)
+        batches = iter(loader)
+        found = list(next(batches)[0])  # the first shard to its end
+        node.kill()
+    with concurrent.futures.ThreadPoolExecutor(1) as threads, contextlib.closing(loader):
+        rest = threads.submit(lambda: [number for batch in batches for number in batch[0]])
+        assert not rest.done()
+        with running_node(*flags, "--listen", listen, data=tmp_path / "data"):
+            found += rest.result(60)
+    assert found == list(range(112))
+
+
 def test_bad_calls_say_what_is_wrong(urls: dict[str, list[str]], own_node: RunningNode) -> None:
     good = urls["draw"]
     with pytest.raises(BadRequest, match="not empty"):
@@ -267,8 +328,16 @@ def test_bad_calls_say_what_is_wrong(urls: dict[str, list[str]], own_node: Runni
         ShardLoader([good[0].replace("s-0", "s-9")], 8)
     with ShardLoader(good, 8, ("png",)) as loader, pytest.raises(BadShard, match="no field 'png'; it has"):
         next(iter(loader))
-    with ShardLoader(good, 8) as loader, pytest.raises(BadRequest, match="samples with seed"):
-        loader.load_state_dict({**loader.state_dict(), "samples": 3})
+    with pytest.raises(BadRequest, match="make no sense"):
+        ShardLoader(good, 8, world_size=3, workers=2)
+    with ShardLoader(good, 8) as loader:
+        state = loader.state_dict()
+        with pytest.raises(BadRequest, match="version 1; this program reads 2"):
+            loader.load_state_dict({**state, "version": 1})
+    for others, options, what in ((good, {"seed": 3}, "seed"), (good, {"shuffle": True}, "shuffle"),
+                                  (good[::-1], {}, "shards"), (good[:3], {}, "samples")):  # fmt: skip
+        with ShardLoader(others, 8, **options) as loader, pytest.raises(BadRequest, match=f"of other {what}"):
+            loader.load_state_dict(state)
 
 
 def test_a_function_that_fails_here_names_the_sample(urls: dict[str, list[str]]) -> None:

@@ -1,5 +1,7 @@
 """Shares and batches: everything exactly once, as many batches for every rank, also after a change of ranks."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,6 +57,30 @@ def test_ranks_cover_everything_once_in_as_many_batches(total: int, world: int, 
     assert sorted(sample for batches in found for one in batches for sample in one) == list(range(total))
     assert all(1 <= len(one) <= max(batch, 2 if batch == 1 else batch) for batches in found for one in batches)
     assert all(len(one) == batch for batches in found for one in batches[:-2])
+
+
+@given(
+    total=st.integers(12, 200),
+    ranks=st.integers(1, 3),
+    workers=st.integers(1, 4),
+    batch=st.integers(1, 20),
+    window=st.sampled_from([0, 30]),
+    data=st.data(),
+)
+def test_workers_that_take_turns_may_stop_in_the_middle_of_a_round(
+    total: int, ranks: int, workers: int, batch: int, window: int, data: st.DataObject
+) -> None:
+    stretch = Stretch(ranks * workers, batch, window, 0, workers=workers)
+    found = read([(0, total)], stretch, seed=3, epoch=0)
+    batches = data.draw(st.integers(0, workers * len(found[0])))
+    given = []
+    for rank in range(ranks):
+        turns = [one for round in zip(*found[rank * workers : (rank + 1) * workers], strict=True) for one in round]
+        given += [sample for one in turns[:batches] for sample in one]
+    stretch = replace(stretch, batches=batches)
+    assert sum(stretch.batches_of(rank) for rank in range(ranks * workers)) == ranks * batches
+    left = remaining([(0, total)], stretch, seed=3, epoch=0)
+    assert sorted(given + samples_of(left)) == list(range(total))
 
 
 @given(

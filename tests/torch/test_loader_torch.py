@@ -26,6 +26,10 @@ def shrink(sample: dict[str, Any]) -> dict[str, Any]:
     return sample
 
 
+def noise(sample: dict[str, Any]) -> dict[str, Any]:
+    return {"npy": torch.rand(3).numpy()}
+
+
 @pytest.fixture(scope="module")
 def node(shards: Path) -> Iterator[RunningNode]:
     with running_node("--bucket", f"gs://sharded-imagenet=dir:{shards}", "--workers", "2") as running:
@@ -74,6 +78,70 @@ def test_a_state_goes_on_in_another_dataset(urls: list[str]) -> None:
     dataset.close()
 
 
+@pytest.mark.parametrize("window", [0, 24])
+@pytest.mark.parametrize("stop", [1, 2, 5])
+def test_a_state_is_exact_with_worker_processes_too(urls: list[str], stop: int, window: int) -> None:
+    """They are ahead of what was given out, and the next one to give may be any of them."""
+    options: dict[str, Any] = {"shuffle": True, "seed": 3, "window": window, "num_workers": 2}
+    loader = data_loader(urls, 2, ("npy", "__key__"), **options)
+    epochs = []
+    for epoch in (1, 2):
+        loader.set_epoch(epoch)
+        epochs.append([(images.clone(), keys) for images, keys in loader])
+        assert len(epochs[-1]) == len(loader)
+    loader.set_epoch(1)
+    for number, _ in enumerate(loader, 1):
+        if number == stop:
+            break
+    state = torch.load(_saved(loader.state_dict()), weights_only=True)
+
+    for going_on in (loader, data_loader(urls, 2, ("npy", "__key__"), **options)):
+        if going_on is not loader:
+            going_on.load_state_dict(state)
+        _assert_equal([(images.clone(), keys) for images, keys in going_on], epochs[0][stop:])
+        going_on.set_epoch(2)
+        _assert_equal([(images.clone(), keys) for images, keys in going_on], epochs[1])
+
+    # As many workers as before are not needed: what is left is shared out anew.
+    given = [key for _, keys in epochs[0][:stop] for key in keys]
+    for workers in (0, 1):
+        other = data_loader(urls, 2, ("npy", "__key__"), **{**options, "num_workers": workers})
+        other.load_state_dict(state)
+        rest = [key for _, keys in other for key in keys]
+        assert sorted(given + rest) == sorted(key for _, keys in epochs[0] for key in keys)
+        other.close()
+
+
+def test_the_function_may_run_in_the_trainers_worker_processes(node: RunningNode, urls: list[str]) -> None:
+    with Client(node.endpoint) as client:
+        plain = client.expand_object_urls("gs://sharded-imagenet", names=NAMES)
+    for workers in (0, 2):
+        sides = [data_loader(urls, 8, seed=4, num_workers=workers)]
+        sides.append(data_loader(plain, 8, seed=4, num_workers=workers, function=shrink))
+        in_store, here = ([(images.clone(), labels) for images, labels in side] for side in sides)
+        assert len(in_store) == len(here)
+        for (one, labels), (other, others) in zip(in_store, here, strict=True):
+            assert torch.equal(one, other)
+            assert torch.equal(labels, others)
+
+
+def test_a_function_here_leaves_torchs_generator_to_the_trainer(node: RunningNode) -> None:
+    with Client(node.endpoint) as client:
+        plain = client.expand_object_urls("gs://sharded-imagenet", names=NAMES)
+    torch.manual_seed(5)
+    expected = torch.rand(2)
+    torch.manual_seed(5)
+    loader = ShardDataset(plain, 4, ("npy",), function=noise)  # a stock DataLoader draws as well
+    batches = iter(loader)
+    (one,) = next(batches)
+    found = [torch.rand(1)]
+    (other,) = next(batches)
+    found.append(torch.rand(1))
+    loader.close()
+    assert torch.equal(torch.cat(found), expected)
+    assert not torch.equal(one, other)
+
+
 def test_stock_webdataset_draws_anew_in_each_epoch(node: RunningNode) -> None:
     with Client(node.endpoint) as client:
         etl = client.transforms.add(shrink, "shrink")
@@ -92,6 +160,11 @@ def test_stock_webdataset_draws_anew_in_each_epoch(node: RunningNode) -> None:
     assert len(epochs[0]) == len(epochs[1])
     assert epochs[0] == epochs[2]
     assert epochs[0] != epochs[1]
+
+
+def _assert_equal(batches: list[Any], expected: list[Any]) -> None:
+    assert [keys for _, keys in batches] == [keys for _, keys in expected]
+    assert all(torch.equal(images, others) for (images, _), (others, _) in zip(batches, expected, strict=True))
 
 
 def _saved(state: dict[str, Any]) -> Any:

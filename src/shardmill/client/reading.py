@@ -1,12 +1,13 @@
 """Open bodies: every byte of one version of an object, or an exception; what is cut is continued where it can be."""
 
 import io
+import time
 from collections.abc import Callable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, TypeVar
 
-from shardmill.client.continuing import ShardBody
-from shardmill.client.http import BLOCK, Answer, Transport, TruncatedBody
+from shardmill.client.continuing import WAITS, ShardBody
+from shardmill.client.http import BLOCK, Answer, NodeUnreachable, Transport, TruncatedBody
 from shardmill.core.errors import Conflict
 from shardmill.core.meta import ObjectMeta
 from shardmill.core.ranges import ByteRange
@@ -24,7 +25,8 @@ class ObjectReader(io.BufferedIOBase):
     """An open body: a binary file, and an iterable of chunks. Resources: whoever opened it closes it.
 
     *Recovery:* when its connection breaks, a body with an ETag is continued by range, as long as the ETag stays the
-    same; a transformed shard that is being made goes on at the sample where it was cut, with the same bytes.
+    same, also by a node that is back within seconds; a transformed shard that is being made goes on at the sample where
+    it was cut, with the same bytes.
     """
 
     def __init__(self, transport: Transport, ref: ObjectRef, path: str) -> None:
@@ -135,7 +137,14 @@ class ObjectReader(io.BufferedIOBase):
         if self.meta.etag is None or self._resumes >= MAX_RESUMES:
             raise error
         self._resumes += 1
-        self._continue()
+        for wait in WAITS:
+            try:
+                self._continue()
+            except NodeUnreachable:
+                time.sleep(wait)
+            else:
+                return
+        raise error
 
     def _continue(self) -> None:
         headers = {"Range": str(ByteRange(self._received, None)), "If-Range": f'"{self.meta.etag}"'}

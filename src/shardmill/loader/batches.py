@@ -1,6 +1,8 @@
 """`ShardLoader`: batches of numpy arrays from shards of a node, shared among ranks, to be stopped and gone on with."""
 
 import contextlib
+import hashlib
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
@@ -8,6 +10,8 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 from shardmill.client.client import Client
+from shardmill.client.http import NodeUnreachable
+from shardmill.client.reading import ObjectReader
 from shardmill.core.errors import BadRequest
 from shardmill.core.paths import parse_object_path, parse_transformed_path
 from shardmill.core.refs import ObjectRef
@@ -31,7 +35,8 @@ from shardmill.loader.read_ahead import ReadAhead
 from shardmill.loader.rows import Batch, Rows
 from shardmill.loader.stream import SampleStream
 
-STATE_VERSION = 1
+STATE_VERSION = 2
+WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between tries to reach the node for a shard; it is restarted in less
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +56,10 @@ class ShardLoader:
             ...
     ```
 
-    Every rank has as many batches, and together they have every source sample once. What a function drops or multiplies
-    makes its own batch smaller or larger. Arrays are used again once the trainer holds none of a batch any more.
+    Every rank has as many batches, and together they have every source sample once. All batches are full but the last
+    of each rank; where that would be none for some ranks, their last two share what is left. What a function drops or
+    multiplies makes its own batch smaller or larger. Arrays are used again once the trainer holds none of a batch any
+    more.
 
     Resources: `close` it, or use it as a context manager, if an epoch is left before its end.
     *Recovery:* a broken connection or a node that is restarted is gone on with at the sample in work.
@@ -76,6 +83,7 @@ class ShardLoader:
         prefetch: int = 2,
         progress: Callable[[int], None] | None = None,
         token: str | None = None,
+        workers: int = 1,
     ) -> None:
         """Args:
         urls: Data URLs of one node, as `expand_object_urls` gives them. Their own seed counts; without one, `seed`.
@@ -88,31 +96,34 @@ class ShardLoader:
         seed: Of all draws, and of transforms without a seed of their own.
         drop_last: Leave out what does not fill a batch, of every rank.
         counts: Source samples of each shard; default: asked of the node.
-        function: For `/o/` URLs: what would otherwise run in the node. It is called in this process.
+        function: For `/o/` URLs: what would otherwise run in the node. It is called in this thread, so nothing is
+            read ahead, and the process's generators are seeded for each call as in the node.
         decoder: How its fields are decoded, as `wd_decoder` of `WDTransform`; without a function, how pictures are.
         prefetch: Batches read ahead in a thread; 0: none.
         progress: Called with the number of samples of each batch that is given out.
         token: Access token; default: `SHARDMILL_TOKEN`.
+        workers: Consecutive ranks whose batches one process takes in turn, as `DataLoader` does with its workers.
 
         Raises:
             BadRequest: (A ValueError.) URLs of several nodes, or of another form, or numbers that make no sense.
             ObjectNotFound, BadShard: A shard is missing or broken.
         """
-        _check(urls, batch_size, rank, world_size, window, prefetch)
+        _check(urls, batch_size, rank, world_size, window, prefetch, workers)
         origin, self._shards = _parse(urls)
         if function is not None and any(shard.spec is not None for shard in self._shards):
             raise BadRequest("function= is for plain shards (/o/…); these URLs are transformed in the node")
         self.fields = tuple(fields)
         self.batch_size = batch_size
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.workers = rank, world_size, workers
         self.epoch = 0
+        self.taken = 0
+        """Batches of this epoch that its ranks (of its group) had before `load_state_dict`, if they are the same."""
         self._client = Client(origin, token)
         self._shuffle, self._window, self._seed, self._drop_last = shuffle, window, seed, drop_last
-        self._function, self._decoder, self._prefetch, self._progress = function, decoder, prefetch, progress
+        self._decoder, self._prefetch, self._progress = decoder, prefetch, progress
+        self._function = None if function is None else LocalFunction(function, decoder, seed=seed)
         self._pool = ArrayPool()
-        self.counts = (
-            list(counts) if counts is not None else self._client.count_samples([str(s.ref) for s in self._shards])
-        )
+        self.counts = self._count() if counts is None else list(counts)
         if len(self.counts) != len(self._shards):
             raise BadRequest(f"{len(self.counts)} counts for {len(self._shards)} URLs")
         self._history: list[Stretch] = []
@@ -127,14 +138,16 @@ class ShardLoader:
     def __iter__(self) -> Iterator[Batch]:
         """The rest of the epoch: all, or what is left after `load_state_dict`. At its end it begins anew."""
         self._stop()
-        reading = self._reading = ReadAhead(self._make(), self._prefetch)
+        # A function of this process shares its generators with the trainer, so it has to take turns.
+        ahead = 0 if self._function is not None else self._prefetch
+        reading = self._reading = ReadAhead(self._make(), ahead)
         try:
             for batch in reading:
                 self._given += 1
                 if self._progress is not None:
                     self._progress(max((len(column) for column in batch), default=0))
                 yield batch
-            self._history, self._given = [], 0
+            self.rewind()
         finally:
             reading.close()
 
@@ -142,16 +155,28 @@ class ShardLoader:
         """Begin an epoch: another order and other draws. Setting the one that is going on changes nothing."""
         if epoch != self.epoch:
             self._stop()
-            self.epoch, self._history, self._given = epoch, [], 0
+            self.epoch = epoch
+            self.rewind()
+
+    def rewind(self) -> None:
+        """Begin the epoch anew."""
+        self._history, self._given, self.taken = [], 0, 0
 
     def state_dict(self) -> dict[str, Any]:
         """Where this epoch stands; equal for all ranks that have had as many batches."""
+        return self.state_after(self._given)
+
+    def state_after(self, batches: int) -> dict[str, Any]:
+        """As `state_dict`, where other processes read the batches that were given out.
+
+        Args:
+            batches: Of this epoch, of this rank; of the group where there are `workers`.
+        """
         return {
             "version": STATE_VERSION,
             "epoch": self.epoch,
-            "seed": self._seed,
-            "samples": sum(self.counts),
-            "history": [asdict(stretch) for stretch in (*self._history, self._stretch())],
+            "history": [asdict(stretch) for stretch in (*self._history, self._stretch(batches))],
+            **self._identity(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -162,23 +187,25 @@ class ShardLoader:
         """
         if state["version"] != STATE_VERSION:
             raise BadRequest(f"the loader's state has version {state['version']}; this program reads {STATE_VERSION}")
-        if (state["samples"], state["seed"]) != (sum(self.counts), self._seed):
-            raise BadRequest(
-                f"the loader's state is of {state['samples']} samples with seed {state['seed']}; "
-                f"these URLs have {sum(self.counts)}, and the seed is {self._seed}"
-            )
+        for name, own in self._identity().items():
+            if state[name] != own:
+                raise BadRequest(f"the loader's state is of other {name} ({state[name]}; here: {own})")
         self._stop()
+        self.rewind()
         self.epoch = state["epoch"]
-        self._history = [Stretch(**stretch) for stretch in state["history"]]
-        self._given = 0
-        if self._history[-1] == replace(self._stretch(), batches=self._history[-1].batches):
+        *self._history, last = (Stretch(**stretch) for stretch in state["history"])
+        if last == self._stretch(last.batches):
             # The same ranks go on: the very batches that would have come.
-            self._given = self._history.pop().batches
+            self.taken, self._given = last.batches, last.batches_of(self.rank)
+        else:
+            self._history.append(last)
 
     def close(self) -> None:
         """Stop reading."""
         self._stop()
         self._client.close()
+        if self._function is not None:
+            self._function.close()
 
     def __enter__(self) -> Self:
         return self
@@ -198,8 +225,20 @@ class ShardLoader:
             self._reading.close()
             self._reading = None
 
-    def _stretch(self) -> Stretch:
-        return Stretch(self.world_size, self.batch_size, self._window, self._given, self._drop_last)
+    def _stretch(self, batches: int) -> Stretch:
+        return Stretch(self.world_size, self.batch_size, self._window, batches, self._drop_last, self.workers)
+
+    def _identity(self) -> dict[str, Any]:
+        """What the row of an epoch depends on."""
+        digest = hashlib.sha256()
+        for shard, count in zip(self._shards, self.counts, strict=True):
+            digest.update(f"{shard.ref} {count}\n".encode("utf-8", "surrogateescape"))
+        return {
+            "seed": self._seed,
+            "shuffle": self._shuffle,
+            "samples": sum(self.counts),
+            "shards": digest.hexdigest()[:16],
+        }
 
     def _make(self) -> Iterator[Batch]:
         """Batches from the point where this epoch stands."""
@@ -270,7 +309,7 @@ class ShardLoader:
             offset += piece.count
 
     def _made(self, shard: _Shard, piece: Piece, offset: int) -> "Iterator[tuple[int, Callable[[Rows], None]]]":
-        with self._client.object(str(shard.ref)).get(str(self._spec_of(shard, piece))) as reader:
+        with self._open(shard.ref, str(self._spec_of(shard, piece))) as reader:
             stream = SampleStream(reader, first=piece.start, is_made=True)
             arriving = stream.fields()
             field = next(arriving, None)
@@ -290,23 +329,28 @@ class ShardLoader:
 
     def _plain(self, shard: _Shard, piece: Piece, offset: int) -> "Iterator[tuple[int, Callable[[Rows], None]]]":
         stop = piece.start + piece.count
-        local = (
-            None
-            if self._function is None
-            else LocalFunction(self._function, self._decoder, seed=self._seed, epoch=self.epoch)
-        )
-        with self._client.object(str(shard.ref)).get() as reader:
+        function, epoch = self._function, self.epoch
+        with self._open(shard.ref, None) as reader:
             stream = SampleStream(reader, first=0, is_made=False)
             for ordinal, key, payloads in _whole(stream, piece.start, stop):
 
                 def put(rows: Rows) -> None:
-                    if local is None:
+                    if function is None:
                         rows.add(key, payloads)  # noqa: B023
                         return
-                    for sample in local(shard.ref, ordinal, key, payloads):  # noqa: B023
-                        rows.add_values(sample)
+                    for made, fields in function(shard.ref, epoch, ordinal, key, payloads):  # noqa: B023
+                        rows.add(made, fields)
 
                 yield offset + ordinal - piece.start, put
+
+    def _open(self, ref: ObjectRef, spec: str | None) -> ObjectReader:
+        """A shard's body. *Recovery:* a node that is away for some seconds is waited for."""
+        for wait in WAITS:
+            try:
+                return self._client.object(str(ref)).get(spec)
+            except NodeUnreachable:
+                time.sleep(wait)
+        return self._client.object(str(ref)).get(spec)
 
     def _spec_of(self, shard: _Shard, piece: Piece) -> Spec:
         """The spec for a piece: the loader's seed where the URL has none, its epoch, and only these samples."""
@@ -373,11 +417,14 @@ def _parse(urls: Sequence[str]) -> tuple[str, list[_Shard]]:
     return endpoints.pop(), shards
 
 
-def _check(urls: Sequence[str], batch_size: int, rank: int, world_size: int, window: int, prefetch: int) -> None:
+def _check(
+    urls: Sequence[str], batch_size: int, rank: int, world_size: int, window: int, prefetch: int, workers: int
+) -> None:
     if isinstance(urls, str) or not urls:
         raise BadRequest("urls is a sequence of data URLs, not empty")
-    if batch_size < 1 or world_size < 1 or not 0 <= rank < world_size or window < 0 or prefetch < 0:
+    is_sound = batch_size > 0 and 0 <= rank < world_size and window >= 0 and prefetch >= 0
+    if not is_sound or workers < 1 or world_size % workers:
         raise BadRequest(
-            f"batch_size={batch_size}, rank={rank}, world_size={world_size}, window={window}, prefetch={prefetch} "
-            "make no sense together"
+            f"batch_size={batch_size}, rank={rank}, world_size={world_size}, window={window}, prefetch={prefetch}, "
+            f"workers={workers} make no sense together"
         )

@@ -28,9 +28,9 @@ class ArrayPool:
 
     def take(self, shape: tuple[int, ...], dtype: "np.dtype[Any]") -> Array:
         """An array with undefined content."""
-        for array in self._arrays:
+        for array, references in zip(self._arrays, _count_references(self._arrays), strict=True):
             # Whoever still has the batch, or a view of it, has a reference to its buffer.
-            if array.shape == shape and array.dtype == dtype and sys.getrefcount(array) <= _OWN_REFERENCES:
+            if array.shape == shape and array.dtype == dtype and references <= _OWN_REFERENCES:
                 return array
         array = np.empty(shape, dtype)
         self._arrays.append(array)
@@ -39,7 +39,12 @@ class ArrayPool:
         return array
 
 
-_OWN_REFERENCES = 3  # the pool's list, the loop's name, the argument of getrefcount
+def _count_references(arrays: list[Array]) -> list[int]:
+    return [sys.getrefcount(array) for array in arrays]
+
+
+# Of an array that only a list holds. Measured, as interpreters differ in what they count.
+_OWN_REFERENCES = _count_references([np.empty(1)])[0]
 
 
 class Column:
@@ -90,7 +95,9 @@ class Column:
             first = rows[0] if rows else 0
             if rows == list(range(first, first + len(rows))):
                 return self._buffer[first : first + len(rows)]
-            return self._buffer[rows]
+            chosen = self._pool.take((len(rows), *self._buffer.shape[1:]), self._buffer.dtype)
+            # Any other mode than `clip` would copy once more.
+            return np.take(self._buffer, rows, axis=0, out=chosen, mode="clip")
         if values and all(isinstance(value, np.ndarray) for value in values):
             alike = {(value.shape, value.dtype) for value in values}
             return np.stack(values) if len(alike) == 1 else values

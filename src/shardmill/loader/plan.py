@@ -58,13 +58,22 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """How a part of an epoch was read: by so many ranks, so many batches each."""
+    """How a part of an epoch was read: by so many ranks, so many batches each.
+
+    `workers` consecutive ranks may be one group, whose batches are taken in turn; `batches` are then those of a group.
+    """
 
     world_size: int
     batch_size: int
     window: int
     batches: int
     drop_last: bool = False
+    workers: int = 1
+
+    def batches_of(self, rank: int) -> int:
+        """How many of them were of this rank."""
+        turn = rank % self.workers
+        return (self.batches + self.workers - 1 - turn) // self.workers
 
 
 def share(intervals: Sequence[Interval], rank: int, world_size: int) -> list[Interval]:
@@ -132,18 +141,20 @@ def windows_of(sizes: Sequence[int], window: int) -> list[list[int]]:
 
 
 def remaining(intervals: Sequence[Interval], stretch: Stretch, *, seed: int, epoch: int) -> list[Interval]:
-    """What is left of the intervals after every rank has had `stretch.batches` batches, rank behind rank."""
+    """What is left of the intervals after every group of ranks has had `stretch.batches`, rank behind rank."""
     total, left = length(intervals), []
     for rank in range(stretch.world_size):
         own = share(intervals, rank, stretch.world_size)
         sizes = batch_sizes(total, rank, stretch.world_size, stretch.batch_size, drop_last=stretch.drop_last)
-        left += _left_of(own, sizes, stretch, seed=seed, epoch=epoch)
+        left += _left_of(own, sizes, stretch.batches_of(rank), window=stretch.window, seed=seed, epoch=epoch)
     return left
 
 
-def _left_of(own: list[Interval], sizes: list[int], stretch: Stretch, *, seed: int, epoch: int) -> list[Interval]:
-    done, position = stretch.batches, 0
-    for group in windows_of(sizes, stretch.window):
+def _left_of(
+    own: list[Interval], sizes: list[int], batches: int, *, window: int, seed: int, epoch: int
+) -> list[Interval]:
+    done, position = batches, 0
+    for group in windows_of(sizes, window):
         if done >= len(group):
             done -= len(group)
             position += sum(group)
@@ -151,7 +162,7 @@ def _left_of(own: list[Interval], sizes: list[int], stretch: Stretch, *, seed: i
         if not done:
             break
         size, given = sum(group), sum(group[:done])
-        if not stretch.window:
+        if not window:
             position += given
             break
         first = cut(own, position, position + 1)[0][0]

@@ -1,12 +1,15 @@
 """Samples on their way into a batch: one column a field, and which rows belong to which place."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shardmill.core.errors import BadShard
 from shardmill.loader.columns import ArrayPool, Column
 from shardmill.loader.stream import Arriving, SampleStream
 from shardmill.shards.decoding import Decoder
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Batch = tuple[Any, ...]
 """One entry a field: an array with the samples in its first dimension, or a list where they do not stack."""
@@ -50,24 +53,15 @@ class Rows:
         self._rows.setdefault(self._position, []).append(self._count)
         self._count += 1
 
-    def add(self, key: str, payloads: Mapping[str, bytes]) -> None:
-        """A plain sample."""
+    def add(self, key: str, fields: "Mapping[str, bytes | np.ndarray[Any, Any]]") -> None:
+        """A sample that is here already: payloads, or arrays that were decoded."""
         self.key(key)
-        self._have = list(payloads)
+        self._have = list(fields)
         for column, names in zip(self._columns, self._names, strict=True):
-            name = next((name for name in names if name in payloads), None)
+            name = next((name for name in names if name in fields), None)
             if name is not None:
-                column.add(column.decode(name, payloads[name]))
-        self.end()
-
-    def add_values(self, sample: Mapping[str, Any]) -> None:
-        """A sample that a function of this process gave."""
-        self.key(str(sample.get("__key__", "")))
-        self._have = [name for name in sample if not name.startswith("__")]
-        for column, names in zip(self._columns, self._names, strict=True):
-            name = next((name for name in names if name in sample), None)
-            if name is not None:
-                column.add(sample[name])
+                value = fields[name]
+                column.add(column.decode(name, value) if isinstance(value, bytes) else value)
         self.end()
 
     def take(self, positions: Sequence[int]) -> Batch:

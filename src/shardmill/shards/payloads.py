@@ -59,6 +59,11 @@ class NpyPayload:
         self._header = _npy_header(array, self._is_fortran)
         self.size = len(self._header) + array.nbytes
 
+    @property
+    def array(self) -> "np.ndarray[Any, Any]":
+        """What will be written."""
+        return self._array
+
     def write_into(self, view: memoryview) -> None:
         start = len(self._header)
         view[:start] = self._header

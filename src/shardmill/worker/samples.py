@@ -88,10 +88,19 @@ class SampleWork:
         """
         self._lap(3)
         try:
-            self._raw = {field[0]: _read(sample.descriptor, field[1], field[2]) for field in sample.fields}
+            payloads = {field[0]: _read(sample.descriptor, field[1], field[2]) for field in sample.fields}
         except MemoryError as error:
             raise failure_of(error, f"sample {sample.key!r} of {sample.size} bytes cannot be read") from None
         self._lap(0)
+        return self.decode_payloads(sample, payloads)
+
+    def decode_payloads(self, sample: SourceSample, payloads: dict[str, bytes]) -> dict[str, Any]:
+        """The sample from the bytes of its fields, which have been read.
+
+        Raises:
+            SampleFailure: A field cannot be decoded.
+        """
+        self._raw = payloads
         values: dict[str, Any] = {"__key__": sample.key, "__url__": sample.url}
         for name, data in self._raw.items():
             try:

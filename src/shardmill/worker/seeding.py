@@ -4,11 +4,12 @@ seed = blake2b-64 over (object key, ordinal, sample key), keyed by (run seed, ep
 state, `np.random.default_rng()` without a seed, and torch's default generator.
 """
 
+import contextlib
 import importlib.util
 import random
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -37,6 +38,8 @@ class Seeder:
         self._default_rng: Callable[..., Any] | None = None
         self._torch_generator: Any = None
         self._marked: dict[str, object] = {}
+        self._finder: Any = None
+        self._patched: list[Any] = []
         self.drawn = 0
         """How often `default_rng()` was called without a seed since `seed`."""
 
@@ -46,7 +49,17 @@ class Seeder:
         Before the user's code is loaded: what it takes from numpy by name must be what seeds itself.
         """
         self._take_over()
-        sys.meta_path.insert(0, _LateImports({"numpy.random", "torch"} - set(sys.modules), self._on_late_import))
+        self._finder = _LateImports({"numpy.random", "torch"} - set(sys.modules), self._on_late_import)
+        sys.meta_path.insert(0, self._finder)
+
+    def uninstall(self) -> None:
+        """Undo `install`, in a process that lives on."""
+        if self._finder in sys.meta_path:
+            sys.meta_path.remove(self._finder)
+        for module in self._patched:
+            if module.default_rng == self._seeded_default_rng:
+                module.default_rng = self._default_rng
+        self._patched.clear()
 
     def _take_over(self) -> None:
         random_module = sys.modules.get("numpy.random")
@@ -57,6 +70,7 @@ class Seeder:
             for module in modules:
                 if module is not None:
                     module.default_rng = self._seeded_default_rng
+                    self._patched.append(module)
         torch = sys.modules.get("torch")
         if torch is not None and self._torch_generator is None:
             self._torch_generator = getattr(torch, "default_generator", None)
@@ -82,6 +96,26 @@ class Seeder:
         if self._torch_generator is not None:
             # torch.manual_seed walks all devices and costs 293 µs.
             self._torch_generator.manual_seed(value & (2**63 - 1))
+
+    @contextlib.contextmanager
+    def lent(self, value: int) -> Iterator[None]:
+        """Start all generators from `value` for as long as this lasts; then they go on where they stood.
+
+        For a process that draws for itself as well; a worker does not.
+        """
+        state = random.getstate()
+        numpy_state = self._numpy_random.get_state() if self._numpy_random is not None else None
+        torch_state = self._torch_generator.get_state() if self._torch_generator is not None else None
+        self.seed(value)
+        try:
+            yield
+        finally:
+            self._value = self._fresh = None
+            random.setstate(state)
+            if numpy_state is not None:
+                self._numpy_random.set_state(numpy_state)
+            if torch_state is not None:
+                self._torch_generator.set_state(torch_state)
 
     def mark(self) -> None:
         """Remember where the generators are; for probes."""
