@@ -12,6 +12,7 @@ from typing import Literal
 
 from shardmill.testing.node import RunningNode, running_node
 
+Script = subprocess.Popen[str]
 Arrangement = Literal["torch elsewhere", "torch in the server"]
 
 ROOT = Path(__file__).parent.parent.parent
@@ -36,18 +37,24 @@ def torch_node(arrangement: Arrangement, shards: Path) -> Iterator[RunningNode]:
         yield node
 
 
-def run_script(script: Path, arguments: Sequence[str], directory: Path) -> tuple[str, str]:
-    """Run a user's script to its end; gives what it printed to standard output and to standard error."""
+def start_script(script: Path, arguments: Sequence[str], directory: Path, *, processes: int = 1) -> Script:
+    """Start a user's script, by `torchrun` where it is to run in several processes."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith("SHARDMILL_")}
-    with subprocess.Popen(
-        [TORCH_PYTHON, "-X", "faulthandler", str(script), *arguments],
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return subprocess.Popen(
+        [TORCH_PYTHON, "-X", "faulthandler", *(launcher if processes > 1 else ()), str(script), *arguments],
         cwd=directory,
-        env=variables | SOURCES,
+        env=variables | SOURCES | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-    ) as process:
+    )
+
+
+def run_script(script: Path, arguments: Sequence[str], directory: Path, *, processes: int = 1) -> tuple[str, str]:
+    """Run a user's script to its end; gives what it printed to standard output and to standard error."""
+    with start_script(script, arguments, directory, processes=processes) as process:
         try:
             printed, said = process.communicate(timeout=SCRIPT_SECONDS)
         except subprocess.TimeoutExpired:
@@ -56,6 +63,20 @@ def run_script(script: Path, arguments: Sequence[str], directory: Path) -> tuple
             printed, said = process.communicate()
     assert process.returncode == 0, f"{script.name} ended with {process.returncode}:\n{printed}\n{said}"
     return printed, said
+
+
+def kill_tree(process: Script) -> None:
+    """SIGKILL, to the script and to all that it has started, at once."""
+    pids, pending = [process.pid], [process.pid]
+    while pending:
+        for task in Path(f"/proc/{pending.pop()}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                below = [int(pid) for pid in task.read_text().split()]
+                pids += below
+                pending += below
+    for pid in reversed(pids):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _check_has_no_torch(python: str) -> None:
