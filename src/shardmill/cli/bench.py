@@ -4,6 +4,7 @@ What is compared are limits: cores by the CPU that a sample costs, the link by t
 machine that does other work as well, where samples a second by the clock would not.
 """
 
+import contextlib
 import functools
 import importlib.util
 import itertools
@@ -234,12 +235,11 @@ def _receive(location: Location, spec: str | None, samples: int | None) -> tuple
 
 def _call(location: Location, function: Function, decoder: str | None, samples: Sequence[StreamedSample]) -> float:
     """CPU seconds of this process for what a trainer does with samples that it has received."""
-    twin = LocalFunction(function, decoder, seed=0, epoch=0)
-    cpu = time.process_time()
-    for ordinal, sample in enumerate(samples):
-        for _ in twin(location.ref, ordinal, sample.key, sample.fields):
-            pass
-    return time.process_time() - cpu
+    with contextlib.closing(LocalFunction(function, decoder, seed=0)) as twin:
+        cpu = time.process_time()
+        for ordinal, sample in enumerate(samples):
+            twin.call(location.ref, 0, ordinal, sample.key, sample.fields)
+        return time.process_time() - cpu
 
 
 def _link_rate(location: Location, size: int) -> float:

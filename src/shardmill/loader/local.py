@@ -1,5 +1,6 @@
 """The trainer's twin of an in-store transform: the same function, seeded as a worker would, on plain shards."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from shardmill.worker.seeding import Seeder, sample_seed
 
 if TYPE_CHECKING:
     import numpy as np
+
+Sample = dict[str, Any]
 
 _NO_OWNER = [0, 0o444, 0, 0, "", ""]
 
@@ -51,17 +54,29 @@ class LocalFunction:
         Raises:
             TransformFailed: It raised, or gave something else.
         """
-        sample = SourceSample(
-            key, ordinal, str(ref), -1, [[name, 0, len(data), *_NO_OWNER] for name, data in payloads.items()]
-        )
+        with self._in_work(ref, epoch, ordinal, key, payloads) as (sample, values):
+            outputs = list(self._work.apply([self._function], sample, values))
+        for output in outputs:
+            yield output.key, {field.name[len(output.key) + 1 :]: _value_of(field.payload) for field in output.fields}
+
+    def call(self, ref: ObjectRef, epoch: int, ordinal: int, key: str, payloads: dict[str, bytes]) -> int:
+        """The number of samples that it gives: what a trainer pays that goes on with them as they are."""
+        with self._in_work(ref, epoch, ordinal, key, payloads) as (sample, values):
+            return self._work.call([self._function], sample, values)
+
+    @contextlib.contextmanager
+    def _in_work(
+        self, ref: ObjectRef, epoch: int, ordinal: int, key: str, payloads: dict[str, bytes]
+    ) -> Iterator[tuple[SourceSample, Sample]]:
+        """One sample, decoded, with generators that are seeded for it."""
+        fields: list[list[Any]] = [[name, 0, len(data), *_NO_OWNER] for name, data in payloads.items()]
+        sample = SourceSample(key, ordinal, str(ref), -1, fields)
         try:
             values = self._work.decode_payloads(sample, payloads)
             with self._seeder.lent(sample_seed(self._seed, epoch, ref.key, ordinal, key)):
-                outputs = list(self._work.apply([self._function], sample, values))
+                yield sample, values
         except SampleFailure as failure:
             raise TransformFailed(f"{failure.message} (sample {key!r} of {ref})", traceback=failure.traceback) from None
-        for output in outputs:
-            yield output.key, {field.name[len(output.key) + 1 :]: _value_of(field.payload) for field in output.fields}
 
     def close(self) -> None:
         """Leave the process's generators as they were before."""

@@ -3,6 +3,7 @@
 Untouched fields pass through byte for byte. A field counts as touched when its object or its content changed.
 """
 
+import contextlib
 import os
 import pickle
 import time
@@ -118,13 +119,13 @@ class SampleWork:
         Raises:
             SampleFailure: One raised, or gave what cannot be encoded.
         """
-        try:
+        with _failing(sample):
             yield from self._outputs(functions, sample, values)
-        except (SampleFailure, GeneratorExit):
-            raise
-        except BaseException as error:
-            # The function's, or that of an object it gave: mappings, keys and items may be of the user's own classes.
-            raise failure_of(error, f"sample {sample.key!r}") from None
+
+    def call(self, functions: Sequence[Function], sample: SourceSample, values: dict[str, Any]) -> int:
+        """As `apply`, but what the last gives is only counted."""
+        with _failing(sample):
+            return sum(1 for _ in self._chain(functions, sample.key, values))
 
     def _outputs(self, functions: Sequence[Function], sample: SourceSample, values: dict[str, Any]) -> Iterator[Output]:
         originals = dict(values)
@@ -207,6 +208,17 @@ class SampleWork:
             return is_same(value, self._decoder.decode(name, raw))
         except Exception:
             return False
+
+
+@contextlib.contextmanager
+def _failing(sample: SourceSample) -> Iterator[None]:
+    try:
+        yield
+    except (SampleFailure, GeneratorExit):
+        raise
+    except BaseException as error:
+        # The function's, or that of an object it gave: mappings, keys and items may be of the user's own classes.
+        raise failure_of(error, f"sample {sample.key!r}") from None
 
 
 def _key_of(result: Mapping[str, Any], key: str, index: int | None) -> str:
