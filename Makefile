@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv demo check test test-faces test-torch test-packages bench soak docs docs-generate lock clean
+.PHONY: help venv demo check test test-faces test-torch test-packages bench bench-tensorflow soak docs docs-generate lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -44,8 +44,12 @@ test-torch: venv ## the tests against the real WebDataset, torch and torchvision
 test-packages: venv ## environments of packages from the package index; needs a network
 	@$(BIN)/python -m pytest $(or $(ARGS),tests/registry)
 
-bench: venv ## the benchmarks: ratios against named peers, as docs/benchmarks.md shows them
-	@$(BIN)/python -m benchmarks $(ARGS)
+bench: venv ## ratios to what people use instead, as docs/benchmarks.md shows them (ARGS=--write makes it); installs 5 GB
+	@python=$$(tools/bench-venv) && $(BIN)/python -m benchmarks --peers "$$python" $(ARGS)
+
+bench-tensorflow: venv ## the same with tf.data service among the loaders; installs 2 GB more
+	@python=$$(tools/bench-venv) && tensorflow=$$(tools/bench-venv bench-tensorflow) && \
+	  $(BIN)/python -m benchmarks --peers "$$python" --tensorflow "$$tensorflow" $(ARGS)
 
 soak: venv ## a node under mixed traffic for ten minutes: what it holds stays flat, its counts add up
 	@$(BIN)/python -m benchmarks.soak $(ARGS)

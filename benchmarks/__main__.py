@@ -1,75 +1,96 @@
-"""`python -m benchmarks`: measure everything, print the table, and write it where the documentation shows it."""
+"""`python -m benchmarks`: measure everything, print the tables, and put them where the documentation shows them."""
 
 import argparse
 import os
-import platform
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import ahead, objects, sharing, storing, transforms
+from benchmarks import ahead, loading, objects, page, serving, sharing, starting, storing, transforms
 from benchmarks.table import Row, markdown
-from shardmill.config import available_cores
+from benchmarks.transforms import Setting
 
-PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
-
-HEAD = """# Benchmarks
-
-Made by `{command}` on {when}: {cores} cores, {machine}, Python {python}. Ratios, because a machine's own speed drifts:
-rounds of shardmill and of the limit take turns in one run, and what is shown is the median with its range, of {rounds}
-rounds. The reader, curl, has to share the same cores. Limits are named in each line: a *bare process* only decodes and
-calls the function, in a loop, on bytes in memory; a *bare sendfile loop* sends one file and cannot do anything else.
-
-"""
+SHARDS = {"transforms": 2, "serving": 2, "sharing": 2, "workers": 2, "loading": 4}
+"""Section → train shards that it reads."""
 
 
 def main() -> None:
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--shards", type=Path, default=os.environ.get("SHARDMILL_TEST_SHARDS"))
-    parser.add_argument("--torch", type=Path, help="an interpreter with torchvision, measured too")
-    parser.add_argument("--only", choices=("transforms", "sharing", "ahead", "objects", "storing"))
-    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
-    arguments = parser.parse_args()
-
-    rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="shardmill-bench-") as scratch:
-        directory = Path(scratch)
-        if arguments.only in (None, "transforms"):
-            shards = _shards(arguments.shards)
-            for setting in transforms.settings_for(shards, arguments.torch):
-                rows += transforms.measure(setting, arguments.rounds)
-        if arguments.only in (None, "sharing"):
-            for setting in transforms.settings_for(_shards(arguments.shards), arguments.torch):
-                rows += sharing.measure(setting, arguments.rounds)
-        if arguments.only in (None, "ahead"):
-            rows += ahead.measure(_shards(arguments.shards, "val", 6), arguments.rounds)
-        if arguments.only in (None, "objects"):
-            rows += objects.measure(directory, arguments.rounds)
-        if arguments.only in (None, "storing"):
-            rows += storing.measure(directory / "storing", arguments.rounds)
-    text = markdown(rows)
-    print(text)
-    if arguments.write:
-        head = HEAD.format(
-            command="make bench ARGS='--shards DIR --torch PYTHON --write'",
-            when=time.strftime("%Y-%m-%d"),
-            cores=available_cores(),
-            machine=platform.machine(),
-            python=platform.python_version(),
-            rounds=arguments.rounds,
-        )
-        PAGE.write_text(f"{head}{text}\n", encoding="utf-8")
+    """Measure, print, keep."""
+    arguments = _parse()
+    for name in arguments.only or page.TITLES:
+        with tempfile.TemporaryDirectory(prefix="shardmill-bench-") as scratch:
+            rows = _measure(name, arguments, Path(scratch))
+        print(f"\n{page.TITLES[name][0]}\n\n{markdown(rows)}", flush=True)
+        if arguments.write:
+            # Each as soon as it is done: what follows may fail, or be stopped.
+            page.keep({name: _section(name, arguments, rows)})
 
 
-def _shards(given: Path | None, kind: str = "train", count: int = 2) -> list[Path]:
-    if given is None:
-        raise SystemExit("name a directory of JPEG shards (jpg and cls): --shards DIR")
-    paths = sorted(Path(given).glob(f"*{kind}*.tar"))[:count]
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("--only", action="append", choices=page.TITLES, help="one section; may be given repeatedly")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--shards", type=Path, default=os.environ.get("SHARDMILL_TEST_SHARDS"), metavar="DIR")
+    parser.add_argument("--peers", type=Path, metavar="PYTHON", help="made from requirements/bench.lock")
+    parser.add_argument(
+        "--tensorflow", type=Path, metavar="PYTHON", help="made from requirements/bench-tensorflow.lock"
+    )
+    parser.add_argument("--write", action="store_true", help="into docs/: the figures, the page and the chart")
+    return parser.parse_args()
+
+
+def _measure(name: str, arguments: argparse.Namespace, scratch: Path) -> list[Row]:
+    rounds = arguments.rounds
+    if name == "objects":
+        return objects.measure(scratch, rounds)
+    if name == "storing":
+        return storing.measure(scratch, rounds)
+    directory = _directory(arguments.shards, scratch)
+    if name == "ahead":
+        return ahead.measure(_shards(directory, "val", 6), rounds)
+    shards = _shards(directory, "train", SHARDS[name])
+    if name == "loading":
+        return loading.measure(_torchvision(shards, arguments), scratch, rounds, arguments.tensorflow)
+    if name == "serving":
+        return serving.measure(_torchvision(shards, arguments), rounds)
+    measure: dict[str, Callable[[Setting], list[Row]]] = {
+        "transforms": lambda setting: transforms.measure(setting, rounds),
+        "sharing": lambda setting: sharing.measure(setting, rounds),
+        "workers": lambda setting: starting.measure(setting, scratch, rounds),
+    }
+    return [row for setting in transforms.settings_for(shards, arguments.peers) for row in measure[name](setting)]
+
+
+def _torchvision(shards: list[Path], arguments: argparse.Namespace) -> Setting:
+    if arguments.peers is None:
+        raise SystemExit("peers run in an environment of their own: --peers PYTHON, as `make bench` gives it")
+    return transforms.settings_for(shards, arguments.peers)[-1]
+
+
+def _directory(given: Path | None, scratch: Path) -> Path:
+    """Shards to be read: the user's, or photographs packed for the purpose."""
+    if given is not None:
+        return Path(given)
+    from shardmill.cli.photographs import pack_photographs
+
+    return pack_photographs(scratch / "photographs").directory
+
+
+def _shards(directory: Path, kind: str, count: int) -> list[Path]:
+    paths = sorted(directory.glob(f"*{kind}*.tar")) or sorted(directory.glob("*.tar"))
     if not paths:
-        raise SystemExit(f"{given} has no *{kind}*.tar")
-    return paths
+        raise SystemExit(f"{directory} has no shards (*.tar)")
+    return paths[:count]
+
+
+def _section(name: str, arguments: argparse.Namespace, rows: list[Row]) -> page.Section:
+    told = ["--only", name, *(["--rounds", str(arguments.rounds)] if arguments.rounds != 5 else [])]
+    told += ["--shards", "DIR"] if arguments.shards is not None else []
+    command = f"make bench ARGS='{' '.join([*told, '--write'])}'"
+    if arguments.tensorflow is not None and name == "loading":
+        command = f"make bench-tensorflow ARGS='{' '.join([*told, '--write'])}'"
+    machine, peers = page.describe_machine(), page.describe_peers(name)
+    return page.Section(name, command, page.today(), arguments.rounds, machine, peers, rows)
 
 
 if __name__ == "__main__":

@@ -18,13 +18,20 @@ import PIL.Image
 def load(target: str) -> Callable[[dict[str, Any]], Any]:
     """The function of `FILE.py:FUNCTION`."""
     path, _, name = target.rpartition(":")
+    function: Callable[[dict[str, Any]], Any] = getattr(module_of(path), name)
+    return function
+
+
+def module_of(path: str) -> Any:
+    """What a file defines."""
     spec = importlib.util.spec_from_file_location("measured", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    # Processes of a pool find the function by its module's name.
+    sys.modules["measured"] = module
     spec.loader.exec_module(module)
-    function: Callable[[dict[str, Any]], Any] = getattr(module, name)
-    return function
+    return module
 
 
 def read(paths: list[str]) -> list[dict[str, bytes]]:

@@ -1,0 +1,203 @@
+"""What was measured, kept as numbers in docs/benchmarks.json, and the page and the chart that are made of them.
+
+A section is measured by one command of its own, so the page names it beside the section's figures.
+"""
+
+import json
+import os
+import platform
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.table import Row, markdown
+from shardmill.config import available_cores
+
+ROOT = Path(__file__).parent.parent
+FIGURES = ROOT / "docs" / "benchmarks.json"
+PAGE = ROOT / "docs" / "benchmarks.md"
+CHART = ROOT / "docs" / "images" / "benchmarks.png"
+OURS = "shardmill"
+
+TITLES = {
+    "transforms": (
+        "Transforming while streaming",
+        "A *bare process* only decodes and calls the function, in a loop, on bytes in memory: nothing that also reads, "
+        "frames and sends can be faster. The reader, curl, has to share the same cores.",
+    ),
+    "serving": (
+        "The same shard from other servers",
+        "Each server has two processes and is read by curl, one shard after the other and two at once. The executor is "
+        "written with care: places instead of bytes go to its processes, and they frame their arrays themselves. The "
+        "server of `aistore[etl]` runs as its documentation starts it, alone, without a cluster: what AIStore itself "
+        "would add is not in these figures. The first byte is that of the tar.",
+    ),
+    "loading": (
+        "Batches of 64, as tensors",
+        "One pass over all shards, after one that is not counted. Loaders on plain files have nothing to receive and "
+        "read no tar; tf.data service runs TensorFlow's own operations, since its graph cannot call Python. "
+        "Everything, the node too, shares the same cores: on more machines the store's side would have more of them.",
+    ),
+    "workers": (
+        "Workers",
+        "A version's first request starts its worker; the process that it is forked from has imported the libraries.",
+    ),
+    "sharing": ("Readers of one URL, and finished results", ""),
+    "ahead": ("Lists that were announced", ""),
+    "objects": (
+        "Stored objects",
+        "A *bare sendfile loop* sends one file and cannot do anything else.",
+    ),
+    "storing": ("Many small objects", ""),
+}
+"""Section → its heading and what a reader has to know, in the order of the page."""
+
+HEAD = """# Benchmarks
+
+Every figure here was measured by `make bench`, on one machine, by the command that stands above its table; `make bench`
+alone measures all of it on yours and prints it. A machine's own speed drifts, so contestants take turns within each
+round, and what counts are ratios within a round. Shown are medians with their range; a target that was missed says so.
+
+![Samples a second of shardmill and of what people use instead: transformed shards by HTTP on the left, batches of
+tensors on the right](images/benchmarks.png)
+
+"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One command's figures."""
+
+    name: str
+    command: str
+    when: str
+    rounds: int
+    machine: str
+    peers: str
+    """Versions of what was compared with."""
+    rows: list[Row]
+
+    def to_json(self) -> dict[str, Any]:
+        told = {"command": self.command, "when": self.when, "rounds": self.rounds, "machine": self.machine}
+        return {**told, "peers": self.peers, "rows": [row.to_json() for row in self.rows]}
+
+
+def load() -> dict[str, Section]:
+    """All that was kept, by name."""
+    if not FIGURES.exists():
+        return {}
+    told: Mapping[str, Any] = json.loads(FIGURES.read_text(encoding="utf-8"))
+    return {
+        name: Section(name=name, **{**section, "rows": [Row.from_json(row) for row in section["rows"]]})
+        for name, section in told.items()
+    }
+
+
+def keep(measured: Mapping[str, Section]) -> None:
+    """Put these in place of their former selves, and make page and chart anew."""
+    sections = load() | dict(measured)
+    ordered = {name: sections[name] for name in TITLES if name in sections}
+    lines = json.dumps({name: section.to_json() for name, section in ordered.items()}, ensure_ascii=False, indent=1)
+    # A row's values on one line: a new run is then a small change.
+    lines = re.sub(r"\[\s+([-0-9., \n]+?)\s+\]", lambda found: "[" + " ".join(found[1].split()) + "]", lines)
+    FIGURES.write_text(f"{lines}\n", encoding="utf-8")
+    PAGE.write_text(render(ordered), encoding="utf-8")
+    draw(ordered, CHART)
+
+
+def render(sections: Mapping[str, Section]) -> str:
+    """The page."""
+    text = HEAD + _losses(sections)
+    for name, section in sections.items():
+        title, about = TITLES[name]
+        text += f"## {title}\n\n{_wrapped(about)}```sh\n{section.command}\n```\n\n"
+        text += _wrapped(f"On {section.when}, {section.rounds} rounds: {section.machine}.{section.peers}")
+        text += f"{markdown(section.rows)}\n\n"
+    return text.rstrip() + "\n"
+
+
+def _losses(sections: Mapping[str, Section]) -> str:
+    """What others do better, and targets that were missed."""
+    rows = [row for section in sections.values() for row in section.rows]
+    text = "## Where shardmill loses\n\n"
+    found = [f"- {row.what}: {row.samples.median:.2f}." for row in rows if row.is_lost]
+    found += [f"- Held to a target, and missed it: {row.what}, {_value(row)}." for row in rows if row.is_met is False]
+    text += "\n".join(found) + "\n\n" if found else "In none of these figures.\n\n"
+    return text + _wrapped(
+        "And where no figure is needed: a function that does little, or whose outputs are larger than its inputs while "
+        "the link is slow, is better run on the trainer; "
+        "[`shardmill bench`](guide/loading.md#where-should-the-function-run) measures it and says so."
+    )
+
+
+def draw(sections: Mapping[str, Section], path: Path) -> None:
+    """The chart: rates that have a bar."""
+    from matplotlib.figure import Figure
+
+    panels = [(name, TITLES[name][0]) for name in ("serving", "loading") if name in sections]
+    if not panels:
+        return
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    for number, (name, title) in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), number + 1)
+        _bars(axes, [row for row in sections[name].rows if row.bar])
+        axes.set_title(title, loc="left")
+        axes.set_xlabel("samples a second, median and range")
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=110, metadata={"Software": ""})
+
+
+def _bars(axes: Any, rows: Sequence[Row]) -> None:
+    rows = sorted(rows, key=lambda row: row.samples.median)
+    medians = [row.samples.median for row in rows]
+    errors = [
+        [row.samples.median - min(row.samples.values) for row in rows],
+        [max(row.samples.values) - row.samples.median for row in rows],
+    ]
+    colours = ["#00897b" if row.bar.startswith(OURS) else "#b0bec5" for row in rows]
+    axes.barh([row.bar for row in rows], medians, xerr=errors, color=colours, ecolor="#455a64", capsize=2)
+    for place, median in enumerate(medians):
+        axes.text(max(medians) * 0.01, place, f"{median:.0f}", va="center", fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def describe_machine() -> str:
+    """Cores, processor, memory, system and Python."""
+    model = "unknown processor"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
+    system = f"Linux {platform.release().partition('-')[0]}, Python {platform.python_version()}"
+    return f"{available_cores()} cores of {model}, {memory:.0f} GiB, {system}"
+
+
+def describe_peers(name: str) -> str:
+    """Versions, from the lock, of what a section compares with."""
+    wanted = {
+        "serving": ("aistore", "webdataset", "torch", "torchvision", "pillow"),
+        "loading": ("webdataset", "spdl", "litdata", "torch", "torchvision", "pillow"),
+    }.get(name, ())
+    lock = (ROOT / "requirements" / "bench.lock").read_text()
+    found = [re.search(rf"^{peer}==(\S+)", lock, re.MULTILINE) for peer in wanted]
+    versions = ", ".join(f"{peer} {match[1]}" for peer, match in zip(wanted, found, strict=True) if match)
+    return f" {versions[:1].upper()}{versions[1:]}." if versions else ""
+
+
+def today() -> str:
+    return time.strftime("%Y-%m-%d")
+
+
+def _value(row: Row) -> str:
+    _, median, extremes, target = row.cells()
+    return f"{median} ({extremes}) instead of {target.removesuffix(', missed')}"
+
+
+def _wrapped(text: str) -> str:
+    import textwrap
+
+    return "\n".join(textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False)) + "\n\n" if text else ""

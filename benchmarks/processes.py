@@ -1,0 +1,113 @@
+"""Processes that are measured: started, spoken to by lines, looked at from outside, and ended with all below them."""
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+END_SECONDS = 10.0
+_TICK = 1 / os.sysconf("SC_CLK_TCK")
+
+
+class Spoken:
+    """A process that says `ready …` when it is, and answers lines with lines."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self._process = process
+        self.said = self._line().split()[1:]
+        """What followed `ready`."""
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def ask(self) -> list[str]:
+        """Have it do its work once."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        return self._line().split()
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, f"{self._process.args!r} ended"
+        return line
+
+
+@contextlib.contextmanager
+def spoken(command: Sequence[str | os.PathLike[str]], environ: Mapping[str, str] | None = None) -> Iterator[Spoken]:
+    """A process that prints `ready` first; gone, with what it has started, when the context is left."""
+    with grouped(command, environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        yield Spoken(process)
+
+
+@contextlib.contextmanager
+def grouped(
+    command: Sequence[str | os.PathLike[str]],
+    environ: Mapping[str, str] | None = None,
+    *,
+    stdin: int = subprocess.DEVNULL,
+    stdout: int = subprocess.DEVNULL,
+) -> Iterator["subprocess.Popen[str]"]:
+    """A process in a session of its own, which ends with it."""
+    process = subprocess.Popen(
+        [str(part) for part in command],
+        stdin=stdin,
+        stdout=stdout,
+        text=True,
+        env={**os.environ, **(environ or {})},
+        start_new_session=True,
+    )
+    try:
+        with process:
+            try:
+                yield process
+            finally:
+                _end(process)
+    finally:
+        assert process.poll() is not None
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    """Of all of its session: those that it has left behind hold the pipes open, too."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(END_SECONDS)
+
+
+def cpu_of(pid: int) -> float:
+    """CPU seconds of a process, of all below it, and of those of its children that have ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return sum(map(int, fields[11:15])) * _TICK + sum(map(cpu_of, children_of(pid)))
+
+
+def children_of(pid: int) -> list[int]:
+    """Processes directly below one."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError):
+                found += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
+    return found
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory of one process."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def private(pid: int) -> int:
+    """Bytes of memory that one process shares with no other."""
+    total = 0
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith(("Private_Clean:", "Private_Dirty:", "Private_Hugetlb:")):
+            total += int(line.split()[1]) << 10
+    return total
