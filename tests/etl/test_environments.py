@@ -14,6 +14,7 @@ from shardmill.config import EnvironmentSettings
 from shardmill.core.api import TransformInfo
 from shardmill.core.errors import Busy, TransformFailed
 from shardmill.core.specs import Spec
+from shardmill.etl import workers
 from shardmill.etl.engine import Engine
 from shardmill.etl.environments import Environment
 from shardmill.etl.runs import Plan, Reading
@@ -159,8 +160,11 @@ def test_a_run_that_an_upgrade_falls_into_is_not_kept(wheels: dict[str, Path], s
 
 
 def test_what_was_planned_before_an_upgrade_is_not_run_after_it(
-    wheels: dict[str, Path], shards: Path, tmp_path: Path
+    wheels: dict[str, Path], shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # On a busy machine the worker from before may still be there: it is not to be used, either.
+    monkeypatch.setattr(workers, "WATCH_SECONDS", 60)
+
     async def main() -> None:
         python = await asyncio.to_thread(make_environment, tmp_path / "env", wheels["1.0"])
         async with open_engine(tmp_path / "data", python) as engine:
@@ -169,6 +173,7 @@ def test_what_was_planned_before_an_upgrade_is_not_run_after_it(
             await asyncio.to_thread(install, python, wheels["2.0"])
             assert await plan.environment.look() is None
             await plan.environment.zygote()
+            assert [worker.is_ready for worker in engine.pool._workers] == [True]
             reading = await engine.runs.open(plan, source, request_id="r")
             assert isinstance(reading, Reading)
             try:
@@ -176,6 +181,30 @@ def test_what_was_planned_before_an_upgrade_is_not_run_after_it(
                     await reading.start()
             finally:
                 reading.close()
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_a_run_goes_on_after_an_upgrade_on_the_workers_that_it_has(
+    wheels: dict[str, Path], shards: Path, tmp_path: Path
+) -> None:
+    """There are lanes for more, but no more workers of its environment can be had."""
+
+    async def main() -> None:
+        python = await asyncio.to_thread(make_environment, tmp_path / "env", wheels["1.0"])
+        async with open_engine(tmp_path / "data", python, workers=3) as engine:
+            version = await register(engine, SLOW)
+            write_shard(shards / SHARD, [{"txt": b"grey"}] * 200)
+            plan, source = await plan_for(engine, version, shards)
+            reading = await engine.runs.open(plan, source, request_id="r")
+            assert isinstance(reading, Reading)
+            await reading.start()
+            await wait_until(lambda: len(engine.pool._workers) == 3)
+            await asyncio.to_thread(install, python, wheels["2.0"])
+            assert await plan.environment.look() is None
+            await plan.environment.zygote()
+            engine.pool._workers[0].kill(None)
+            assert colours(await read_to_end(reading)) == {b"red"}
 
     asyncio.run(asyncio.wait_for(main(), 60))
 
@@ -196,10 +225,10 @@ def test_what_changes_beside_the_distributions_starts_nothing_anew(wheels: dict[
 
 
 @asynccontextmanager
-async def open_engine(data: Path, python: Path) -> AsyncIterator[Engine]:
-    """One worker, results kept, an environment `tiny`."""
+async def open_engine(data: Path, python: Path, *, workers: int = 1) -> AsyncIterator[Engine]:
+    """Results kept, an environment `tiny`."""
     async with ResultStore.open_directory(data / "results", capacity=1 << 30, scratch_seconds=600) as results:
-        settings = settings_for(workers=1)
+        settings = settings_for(workers=workers)
         async with Engine.open(settings, data, [EnvironmentSettings("tiny", python)], results=results) as engine:
             yield engine
 

@@ -35,6 +35,7 @@ class WorkerPool:
         self._settings = settings
         self._names = itertools.count(1)
         self._works: dict[int, Work] = {}
+        self._begun: set[int] = set()
         self._workers: list[WorkerProcess] = []
         self._starting: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -66,6 +67,7 @@ class WorkerPool:
 
     def detach(self, work: Work) -> None:
         """Stop serving it; workers that are busy with it are ended."""
+        self._begun.discard(work.number)
         if self._works.pop(work.number, None) is not None:
             for worker in list(self._workers):
                 worker.forget(work)
@@ -108,10 +110,10 @@ class WorkerPool:
         blocked: set[str] = set()
         for work in waiting:
             key = _key(work)
-            idle = next((worker for worker in self._of(key) if not worker.in_flight), None)
+            idle = next((worker for worker in self._for(work) if not worker.in_flight), None)
             if idle is not None and free > 0:
                 return self._submit(work, idle)
-            if free > 0:
+            if free > 0 and not self._is_outlived(work):
                 self._start(work, free)
                 continue
             blocked.add(key)
@@ -119,7 +121,7 @@ class WorkerPool:
             key = _key(work)
             if blocked - {key}:
                 continue
-            queueing = [worker for worker in self._of(key) if worker.in_flight and worker.has_room]
+            queueing = [worker for worker in self._for(work) if worker.in_flight and worker.has_room]
             if queueing:
                 return self._submit(work, min(queueing, key=lambda worker: worker.in_flight))
         return False
@@ -128,6 +130,7 @@ class WorkerPool:
         batch = work.next_batch()
         if batch is None:
             return False
+        self._begun.add(work.number)
         worker.submit(work, batch)
         if work.number in self._works:
             # Its turn is over: to the end of the line.
@@ -153,19 +156,29 @@ class WorkerPool:
             ConnectionError, TimeoutError, ShardmillError: No worker could be started.
         """
         environment_id = await environment.identify()
-        if any(True for _ in self._of(worker_key(version, environment_id))):
+        if any(not worker.zygote.is_retired for worker in self._of(worker_key(version, environment_id))):
             return None
         return await self._add_worker(version, environment, environment_id, probing=False)
 
     def _of(self, key: str) -> Iterator[WorkerProcess]:
         return (worker for worker in self._workers if worker.is_ready and worker.key == key)
 
+    def _for(self, work: Work) -> Iterator[WorkerProcess]:
+        """Workers that a work may be given to. What was begun before an upgrade ends on those that it began on; what
+        was only planned before may not begin on them, since they would import what is installed now.
+        """
+        return (worker for worker in self._of(_key(work)) if work.number in self._begun or not worker.zygote.is_retired)
+
+    def _is_outlived(self, work: Work) -> bool:
+        """It was begun before an upgrade, and its workers from then are the last that it can have."""
+        return work.number in self._begun and any(worker.zygote.is_retired for worker in self._of(_key(work)))
+
     def _start(self, work: Work, free: int) -> None:
         key = _key(work)
         if work.whole is not None:
             # Each object is work for one worker; the samples of a shard are for all.
             free = min(free, sum(1 for other in self._works.values() if _key(other) == key and other.has_batch()))
-        missing = free - self._starting.get(key, 0) - sum(1 for _ in self._of(key) if not _.in_flight)
+        missing = free - self._starting.get(key, 0) - sum(1 for worker in self._for(work) if not worker.in_flight)
         for _ in range(missing):
             self._starting[key] = self._starting.get(key, 0) + 1
             task = asyncio.get_running_loop().create_task(self._start_worker(work))
