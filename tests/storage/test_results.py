@@ -72,6 +72,23 @@ def test_a_result_is_found_again_after_a_restart_with_its_etag(tmp_path: Path) -
     run(story())
 
 
+def test_a_result_whose_file_was_taken_away_by_hand_is_absent(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with open_store(tmp_path) as store:
+            await put(store, "k1", b"1" * 1000)
+            used = store.statistics().used
+            (tmp_path / "k1").unlink()
+            assert await get(store, "k1") is None
+            assert not store.has("k1")
+            assert store.statistics().used == 0
+            # It may be made again.
+            await put(store, "k1", b"2" * 1000)
+            assert await get(store, "k1") == b"2" * 1000
+            assert store.statistics().used == used
+
+    run(story())
+
+
 def test_what_is_torn_or_half_made_is_swept_at_the_start(tmp_path: Path) -> None:
     async def story() -> None:
         async with open_store(tmp_path) as store:

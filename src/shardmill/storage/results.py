@@ -156,14 +156,14 @@ class ResultStore:
         entry.used = time.time()
         try:
             opening = asyncio.ensure_future(self.in_thread(_open, self._directory / key))
-            descriptor = await opened(opening, os.close)
-        except FileNotFoundError:
-            # Somebody tidied up by hand.
-            self._take_out(key)
-            return None
+            descriptor = await opened(opening, _close)
         except BaseException:
             entry.leases -= 1
             raise
+        if descriptor is None:
+            if self._entries.get(key) is entry:
+                self._take_out(key)
+            return None
         source = PoolSource(descriptor, entry.trailer, self._verified.of(entry.trailer), self._threads)
         return ResultSource(source, lambda: self._release(entry), lambda: self._distrust(key, entry))
 
@@ -392,8 +392,17 @@ def _create(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
 
-def _open(path: Path) -> int:
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def _open(path: Path) -> int | None:
+    """None: it was removed meanwhile, or somebody tidied up by hand."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+
+
+def _close(descriptor: int | None) -> None:
+    if descriptor is not None:
+        os.close(descriptor)
 
 
 def _free_space(path: Path) -> int:
