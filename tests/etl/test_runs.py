@@ -16,7 +16,7 @@ import pytest
 from shardmill.core.errors import Busy, ShardmillError, TransformFailed
 from shardmill.core.specs import Spec
 from shardmill.etl.engine import Engine
-from shardmill.etl.runs import NEARLY_DONE, Finished, Plan, Reading
+from shardmill.etl.runs import NEARLY_DONE, Finished, Plan, Reading, RunCounts
 from shardmill.etl.sample_run import SampleRun
 from shardmill.etl.versions import Version
 from shardmill.storage.results import ResultStore
@@ -61,10 +61,16 @@ async def plan_for(engine: Engine, version: Version, shard: Path, options: str) 
 
 
 async def open_one(
-    engine: Engine, version: Version, shard: Path, options: str = ",seed=1", request_id: str = "r"
+    engine: Engine,
+    version: Version,
+    shard: Path,
+    options: str = ",seed=1",
+    request_id: str = "r",
+    *,
+    is_patient: bool = False,
 ) -> Reading | Finished:
     plan, source = await plan_for(engine, version, shard, options)
-    return await engine.runs.open(plan, source, request_id=request_id)
+    return await engine.runs.open(plan, source, request_id=request_id, is_patient=is_patient)
 
 
 async def read_all(opened: Reading | Finished) -> bytes:
@@ -459,5 +465,76 @@ def test_who_comes_in_the_moment_after_the_last_reader_left_gets_all(tmp_path: P
             third = await open_one(engine, version, shard, request_id="third")
             assert isinstance(third, Finished)
             assert await read_all(third) == data
+
+    run(story())
+
+
+def test_a_patient_reader_gives_way_to_one_who_waits(tmp_path: Path, shard: Path) -> None:
+    async def story() -> None:
+        async with open_parts(tmp_path / "data") as (engine, _):
+            version, other = await register(engine, SLOW), await register(engine, SLOW.replace("0.02", "0.021"))
+            patient = asyncio.create_task(read_all(await open_one(engine, version, shard, is_patient=True)))
+            [running] = engine.runs._all
+            assert isinstance(running.run, SampleRun)
+            await wait_until(lambda: running.run.state.processed > 4)
+            begun = running.run.state.processed
+            # Of another version, which needs workers of its own, and of the same.
+            await read_all(await open_one(engine, other, shard, ",seed=2"))
+            await read_all(await open_one(engine, version, shard, ",seed=3"))
+            assert running.run.state.processed <= begun + 50
+            assert len(members(await patient)) == 60
+
+    run(story())
+
+
+def test_what_a_patient_reader_leaves_is_scratch_until_somebody_asks(tmp_path: Path, shard: Path) -> None:
+    async def story() -> None:
+        async with open_parts(tmp_path / "data") as (engine, results):
+            version = await register(engine, DRAWING)
+            made = await read_all(await open_one(engine, version, shard, is_patient=True))
+            await wait_until(lambda: len(results.list()) == 1)
+            again = await open_one(engine, version, shard, is_patient=True)
+            assert isinstance(again, Finished)
+            assert RunCounts.of(again.source.meta.user) == RunCounts(samples=60, failures=0, dropped=0)
+            assert await read_all(again) == made
+            assert [entry.is_scratch for entry in results.list()] == [True]
+            assert await read_all(await open_one(engine, version, shard)) == made
+            assert [entry.is_scratch for entry in results.list()] == [False]
+
+    run(story())
+
+
+def test_who_joins_a_patient_readers_run_is_waited_for(tmp_path: Path, shard: Path) -> None:
+    async def story() -> None:
+        async with open_parts(tmp_path / "data") as (engine, results):
+            version = await register(engine, SLOW)
+            patient = asyncio.create_task(read_all(await open_one(engine, version, shard, is_patient=True)))
+            [running] = engine.runs._all
+            assert running.run.is_ahead
+            joined = await open_one(engine, version, shard, request_id="other")
+            assert isinstance(joined, Reading)
+            assert not running.run.is_ahead
+            assert await read_all(joined) == await patient
+            assert joined.counts == RunCounts(samples=60, failures=0, dropped=0)
+            await wait_until(lambda: [entry.is_scratch for entry in results.list()] == [False])
+
+    run(story())
+
+
+def test_a_patient_reader_leaves_what_was_begun_ahead_for_another(tmp_path: Path, shard: Path) -> None:
+    async def story() -> None:
+        async with open_parts(tmp_path / "data") as (engine, _):
+            version = await register(engine, DRAWING)
+            plan, source = await plan_for(engine, version, shard, "")
+            assert engine.runs.prepare(plan, source, request_id="ahead")
+            drawn = plan.seed
+            patient = await open_one(engine, version, shard, "", is_patient=True)
+            assert isinstance(patient, Reading)
+            assert patient.seed != drawn
+            await read_all(patient)
+            reader = await open_one(engine, version, shard, "")
+            assert isinstance(reader, Reading)
+            assert reader.seed == drawn
+            await read_all(reader)
 
     run(story())

@@ -97,8 +97,8 @@ class Run(ABC):
 
     @property
     def is_ahead(self) -> bool:
-        """Nobody reads it yet; it gives way to runs that are read."""
-        return not self.output.readers
+        """Nobody waits for it; it gives way to runs that somebody waits for."""
+        return not self.output.is_awaited
 
     @property
     @abstractmethod
@@ -285,7 +285,7 @@ class Run(ABC):
         """Tell the clock what is so from now on; called whenever that may have changed."""
         state, output = self.state, self.output
         found = 0
-        if state.phase == "running" and not self.is_ahead:
+        if state.phase == "running" and output.readers:
             if self.has_batch():
                 found = clock.BUSY | clock.QUEUED
             else:

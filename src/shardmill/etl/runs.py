@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 
 from shardmill.core.api import RunInfo
@@ -105,6 +105,29 @@ def result_key(plan: Plan) -> str:
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class RunCounts:
+    """Source samples of a run; of whole objects there is one."""
+
+    samples: int
+    """That gave something."""
+    failures: int
+    dropped: int
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """As kept with a result."""
+        return {"samples": str(self.samples), "failures": str(self.failures), "dropped": str(self.dropped)}
+
+    @classmethod
+    def of(cls, facts: Mapping[str, str]) -> "RunCounts | None":
+        """As kept with a result; None: by a node that did not keep them."""
+        try:
+            return cls(int(facts["samples"]), int(facts["failures"]), int(facts["dropped"]))
+        except (KeyError, ValueError):
+            return None
+
+
 class Running:
     """One run from its first reader to its last."""
 
@@ -130,6 +153,11 @@ class Running:
     @property
     def is_ending(self) -> bool:
         return self.run.output.is_complete or self.run.output.error is not None
+
+    @property
+    def counts(self) -> RunCounts:
+        counters = self.run.counters
+        return RunCounts(counters.samples, counters.failures, counters.dropped)
 
     def describe(self) -> RunInfo:
         run, output = self.run, self.run.output
@@ -178,6 +206,16 @@ class Reading:
     async def next(self) -> Slice | None:
         """The next bytes, valid until more are asked for; None at the end. Raises when the run fails midway."""
         return await self._follower.next()
+
+    @property
+    def done(self) -> float:
+        """How much of the work is done, 0 to 1; 0 where that is not known."""
+        return 1.0 if self._running.run.output.is_complete else min(1.0, self._running.run.fraction_done)
+
+    @property
+    def counts(self) -> "RunCounts":
+        """What the run has come to until now."""
+        return self._running.counts
 
     async def wait_kept(self) -> None:
         """Return when the result is kept; raises why it never will be."""
@@ -279,7 +317,7 @@ class Runs:
         return Finished(source) if source is not None else None
 
     async def open(
-        self, plan: Plan, source: Source, *, request_id: str, waits_for_all: bool = False
+        self, plan: Plan, source: Source, *, request_id: str, waits_for_all: bool = False, is_patient: bool = False
     ) -> Reading | Finished:
         """The finished result, or a place at the run that gives it, which is started if need be.
 
@@ -288,23 +326,24 @@ class Runs:
             source: The opened shard; closed here, or by the run that it is used for.
             request_id: Names the reader in records.
             waits_for_all: The reader takes nothing before the end; see `Reading.wait_kept`.
+            is_patient: The run gives way to those that somebody waits for, and what it gives is scratch.
 
         Raises:
             Busy: There are `max_runs` already.
             ShardmillError: The run failed a moment ago and would again.
         """
         try:
-            opened = await self._find(plan, request_id, waits_for_all=waits_for_all)
+            opened = await self._find(plan, request_id, waits_for_all=waits_for_all, is_patient=is_patient)
             if opened is not None:
                 source.close()
                 self.reads["hit" if isinstance(opened, Finished) else "joined"] += 1
                 return opened
-            running = self._start(plan, source, request_id)
+            running = self._start(replace(plan, is_scratch=True) if is_patient else plan, source, request_id)
             self.reads["started"] += 1
         except BaseException:
             source.close()
             raise
-        return self._read(running, waits_for_all=waits_for_all)
+        return self._read(running, waits_for_all=waits_for_all, is_patient=is_patient)
 
     def prepare(self, plan: Plan, source: Source, *, request_id: str) -> bool:
         """Begin a run that somebody will ask for soon, at most `spool_window` bytes far; False: no need, or no room.
@@ -374,21 +413,25 @@ class Runs:
             raise Busy(message, retry_after=int(WAIT_SECONDS))
         return finished
 
-    async def _find(self, plan: Plan, request_id: str, *, waits_for_all: bool) -> Reading | Finished | None:
+    async def _find(
+        self, plan: Plan, request_id: str, *, waits_for_all: bool, is_patient: bool
+    ) -> Reading | Finished | None:
         """What is there already. When it is None, nothing was awaited since that was seen."""
         files = self._files
         if files is None:
             return None
         key = plan.key
         if not plan.is_shared:
-            prepared = self._take_prepared(plan, request_id)
+            # What was begun ahead is somebody else's, who announced it.
+            prepared = None if is_patient else self._take_prepared(plan, request_id)
             if prepared is None:
                 return None
             if prepared.run.output.can_be_joined:
-                return self._read(prepared, waits_for_all=waits_for_all)
+                return self._read(prepared, waits_for_all=waits_for_all, is_patient=False)
             self._on_left(prepared)
             return None
-        is_first = False
+        # A patient reader makes nothing that is worth keeping of what was scratch.
+        is_first = is_patient
         while True:
             self._raise_remembered(key, request_id)
             running = self._shared.get(key)
@@ -401,8 +444,8 @@ class Runs:
                     continue
                 if not is_first:
                     running.is_scratch = False
-                    self._link(request_id, running.request_id)
-                return self._read(running, waits_for_all=waits_for_all)
+                self._link(request_id, running.request_id)
+                return self._read(running, waits_for_all=waits_for_all, is_patient=is_patient)
             if not files.has(key):
                 return None
             is_first |= self._take_prepared(plan, request_id) is not None
@@ -423,8 +466,8 @@ class Runs:
         self._link(request_id, first_request)
         raise type(error)(error.message, traceback=error.traceback)
 
-    def _read(self, running: Running, *, waits_for_all: bool) -> Reading:
-        follower = running.run.output.follow(waits_for_all=waits_for_all)
+    def _read(self, running: Running, *, waits_for_all: bool, is_patient: bool) -> Reading:
+        follower = running.run.output.follow(waits_for_all=waits_for_all, is_patient=is_patient)
         return Reading(running, follower, self._on_left)
 
     def _start(self, plan: Plan, source: Source, request_id: str) -> Running:
@@ -489,7 +532,8 @@ class Runs:
             logger.info("the result of run %d is not kept: the command was replaced", running.run.number)
             return False
         try:
-            await spool.publish(running.plan.facts, is_scratch=running.is_scratch)
+            facts = {**running.plan.facts, **running.counts.facts}
+            await spool.publish(facts, is_scratch=running.is_scratch)
         except ShardmillError as error:
             logger.info("the result of run %d is not kept: %s", running.run.number, error)
             return False

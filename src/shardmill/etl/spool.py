@@ -141,6 +141,11 @@ class RunOutput:
         return len(self._followers)
 
     @property
+    def is_awaited(self) -> bool:
+        """Somebody reads who is not patient."""
+        return any(not follower.is_patient for follower in self._followers)
+
+    @property
     def can_be_joined(self) -> bool:
         """Whether a reader can still have every byte from the first on."""
         first = self._memory[0].start if self._memory else self.published
@@ -158,13 +163,14 @@ class RunOutput:
         """Position of the slowest reader; infinite if there is none."""
         return min((follower.position for follower in self._followers if not follower.waits_for_all), default=math.inf)
 
-    def follow(self, *, waits_for_all: bool = False) -> "Follower":
+    def follow(self, *, waits_for_all: bool = False, is_patient: bool = False) -> "Follower":
         """A reader at the first byte; it must be closed.
 
         Args:
             waits_for_all: It reads nothing until the output is complete, so nothing waits for it.
+            is_patient: It gives way to all who are not.
         """
-        follower = Follower(self, waits_for_all=waits_for_all)
+        follower = Follower(self, waits_for_all=waits_for_all, is_patient=is_patient)
         self._followers.add(follower)
         self._on_progress()
         return follower
@@ -238,9 +244,10 @@ class RunOutput:
 class Follower:
     """One reader of a run's output. Resources: `close` it."""
 
-    def __init__(self, output: RunOutput, *, waits_for_all: bool) -> None:
+    def __init__(self, output: RunOutput, *, waits_for_all: bool, is_patient: bool) -> None:
         self.position = 0
         self.waits_for_all = waits_for_all
+        self.is_patient = is_patient
         self._output = output
         self._held: _Held | None = None
         self._views: list[memoryview | bytes] = []

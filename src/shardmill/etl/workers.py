@@ -1,7 +1,8 @@
 """The pool of worker processes: which work is served next, by which worker, and how many there are.
 
-Works are served round robin, one batch at a turn. At most `lanes` workers have batches at once; a work of another
-version that finds no lane stops workers from queueing further batches, so it gets the next lane that falls free.
+Works are served round robin, one batch at a turn, those that somebody waits for first. At most `lanes` workers have
+batches at once; a work of another version that finds no lane stops workers from queueing further batches, so it gets the
+next lane that falls free.
 """
 
 import asyncio
@@ -108,6 +109,7 @@ class WorkerPool:
         waiting = sorted((work for work in self._works.values() if work.has_batch()), key=lambda work: work.is_ahead)
         free = self.lanes - self._active
         blocked: set[str] = set()
+        blocked_ahead: set[str] = set()
         for work in waiting:
             key = _key(work)
             idle = next((worker for worker in self._for(work) if not worker.in_flight), None)
@@ -116,10 +118,11 @@ class WorkerPool:
             if free > 0 and not self._is_outlived(work):
                 self._start(work, free)
                 continue
-            blocked.add(key)
+            (blocked_ahead if work.is_ahead else blocked).add(key)
         for work in waiting:
             key = _key(work)
-            if blocked - {key}:
+            # What nobody waits for keeps nobody from queueing.
+            if (blocked | blocked_ahead if work.is_ahead else blocked) - {key}:
                 continue
             queueing = [worker for worker in self._for(work) if worker.in_flight and worker.has_room]
             if queueing:
