@@ -1,10 +1,9 @@
 """`/api`: buckets, listings, transforms, failures, configuration, as JSON. Wire types are those of `core.api`."""
 
 import asyncio
-import json
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Protocol
 
 import msgspec
 from aiohttp import web
@@ -22,7 +21,7 @@ from shardmill.core.api import (
     TransformRequest,
     Transforms,
 )
-from shardmill.core.errors import BadRequest, ShardmillError, TooLarge, UnsupportedMediaType
+from shardmill.core.errors import BadRequest, ShardmillError
 from shardmill.core.meta import ObjectMeta
 from shardmill.core.paths import parse_transformed_path
 from shardmill.core.refs import Bucket, ObjectRef, unquote_path
@@ -33,14 +32,11 @@ from shardmill.node.results import ResultFilter
 from shardmill.server.calls import Call
 from shardmill.server.errors import error_body, unexpected
 from shardmill.server.handing import hand_on
-from shardmill.server.intake import receive
 from shardmill.server.openapi import document
+from shardmill.server.payloads import BODY, decode_body, flag_of, json_answer, read_body
 
-_BODY = 1 << 20  # bytes of a body beside code
 _ANNOUNCEMENT = 16 << 20  # bytes
 _LINES = "application/x-ndjson"
-
-Value = TypeVar("Value")
 
 
 class _Registration(Protocol):
@@ -59,7 +55,7 @@ class Api:
 
     async def buckets(self, call: Call) -> web.StreamResponse:
         call.query()
-        return _json(Buckets(list(self._objects.buckets(call.principal))))
+        return json_answer(Buckets(list(self._objects.buckets(call.principal))))
 
     async def create_bucket(self, call: Call) -> web.StreamResponse:
         call.query()
@@ -67,7 +63,7 @@ class Api:
         return web.Response(status=201)
 
     async def remove_bucket(self, call: Call) -> web.StreamResponse:
-        force = _flag(call.query("force"), "force")
+        force = flag_of(call.query("force"), "force")
         await self._objects.remove_bucket(call.principal, _bucket(call), force=force)
         return web.Response(status=204)
 
@@ -83,15 +79,15 @@ class Api:
             after=query.get("after", ""),
             limit=_limit(query.get("limit")),
         )
-        return _json(ObjectPage([_info(meta) for meta in page.objects], list(page.prefixes), page.next))
+        return json_answer(ObjectPage([_info(meta) for meta in page.objects], list(page.prefixes), page.next))
 
     async def transforms(self, call: Call) -> web.StreamResponse:
         call.query()
-        return _json(Transforms(self._transforms.list(call.principal)))
+        return json_answer(Transforms(self._transforms.list(call.principal)))
 
     async def transform(self, call: Call) -> web.StreamResponse:
         call.query()
-        return _json(self._transforms.get(call.principal, *_named(call)))
+        return json_answer(self._transforms.get(call.principal, *_named(call)))
 
     async def remove_transform(self, call: Call) -> web.StreamResponse:
         call.query()
@@ -108,35 +104,35 @@ class Api:
             key=query.get("key"),
             request=query.get("request"),
         )
-        return _json(found)
+        return json_answer(found)
 
     async def runs(self, call: Call) -> web.StreamResponse:
         call.query()
-        return _json(self._transforms.runs(call.principal))
+        return json_answer(self._transforms.runs(call.principal))
 
     async def results(self, call: Call) -> web.StreamResponse:
         query = call.query("transform", "bucket", "key", "limit")
         found = self._node.results.list(call.principal, _filter(query), limit=_limit(query.get("limit")))
-        return _json(found)
+        return json_answer(found)
 
     async def remove_results(self, call: Call) -> web.StreamResponse:
         query = call.query("transform", "bucket", "key", "all")
-        everything = _flag(query, "all")
-        return _json(await self._node.results.remove(call.principal, _filter(query), everything=everything))
+        everything = flag_of(query, "all")
+        return json_answer(await self._node.results.remove(call.principal, _filter(query), everything=everything))
 
     async def register(self, call: Call) -> web.StreamResponse:
         """201 new, 200 known; as JSON lines with progress when the client accepts them."""
         call.query()
-        limit = self._node.config.transforms.max_code * 4 // 3 + _BODY
-        body = await _read(call, limit, "max_code", self._node.config.server.body_timeout)
-        request = _decode(body, TransformRequest, "a registration")
+        limit = self._node.config.transforms.max_code * 4 // 3 + BODY
+        body = await read_body(call, limit, "max_code", self._node.config.server.body_timeout)
+        request = decode_body(body, TransformRequest, "a registration")
         return await self._answer_registration(call, partial(self._transforms.register, call.principal, request))
 
     async def register_pipeline(self, call: Call) -> web.StreamResponse:
         """As `register`, of versions that follow one another."""
         call.query()
-        body = await _read(call, _BODY, "a pipeline", self._node.config.server.body_timeout)
-        request = _decode(body, PipelineRequest, "a pipeline")
+        body = await read_body(call, BODY, "a pipeline", self._node.config.server.body_timeout)
+        request = decode_body(body, PipelineRequest, "a pipeline")
         register = partial(self._transforms.register_pipeline, call.principal, request)
         return await self._answer_registration(call, register)
 
@@ -144,7 +140,7 @@ class Api:
         if _LINES in call.headers.get("Accept", ""):
             return await self._register_with_progress(call, register)
         info, is_new = await register(progress=lambda _: None)
-        return _json(info, status=201 if is_new else 200)
+        return json_answer(info, status=201 if is_new else 200)
 
     async def _register_with_progress(self, call: Call, register: _Registration) -> web.StreamResponse:
         lines: asyncio.Queue[str | None] = asyncio.Queue()
@@ -177,30 +173,30 @@ class Api:
     async def announce(self, call: Call) -> web.StreamResponse:
         """204; what is announced is begun when what stands before it is read."""
         call.query()
-        body = await _read(call, _ANNOUNCEMENT, "an announcement", self._node.config.server.body_timeout)
-        paths = _decode(body, Announcement, "an announcement").paths
+        body = await read_body(call, _ANNOUNCEMENT, "an announcement", self._node.config.server.body_timeout)
+        paths = decode_body(body, Announcement, "an announcement").paths
         self._transforms.announce(call.principal, [parse_transformed_path(path) for path in paths])
         return web.Response(status=204)
 
     async def samples(self, call: Call) -> web.StreamResponse:
         call.query()
-        body = await _read(call, _ANNOUNCEMENT, "a list of shards", self._node.config.server.body_timeout)
-        refs = [ObjectRef.parse(uri) for uri in _decode(body, ShardNames, "a list of shards").objects]
-        return _json(SampleCounts(await self._node.shards.count(call.principal, refs)))
+        body = await read_body(call, _ANNOUNCEMENT, "a list of shards", self._node.config.server.body_timeout)
+        refs = [ObjectRef.parse(uri) for uri in decode_body(body, ShardNames, "a list of shards").objects]
+        return json_answer(SampleCounts(await self._node.shards.count(call.principal, refs)))
 
     async def environments(self, call: Call) -> web.StreamResponse:
         call.query()
-        return _json(EnvironmentList(list(self._transforms.environments())))
+        return json_answer(EnvironmentList(list(self._transforms.environments())))
 
     async def remove_environment(self, call: Call) -> web.StreamResponse:
-        force = _flag(call.query("force"), "force")
+        force = flag_of(call.query("force"), "force")
         name = unquote_path(call.path.removeprefix("/api/environments/"))
         await self._transforms.remove_environment(call.principal, name, force=force)
         return web.Response(status=204)
 
     async def config(self, call: Call) -> web.StreamResponse:
         call.query()
-        return _json(self._node.describe())
+        return json_answer(self._node.describe())
 
     async def openapi(self, call: Call) -> web.StreamResponse:
         call.query()
@@ -215,13 +211,6 @@ async def _outcome(task: "asyncio.Task[tuple[TransformInfo, bool]]", request_id:
     except Exception as error:
         return {"error": error_body(unexpected(error), request_id)}
     return {"transform": info, "new": is_new}
-
-
-def _json(value: object, *, status: int = 200) -> web.Response:
-    headers = {"Cache-Control": "no-store"}
-    return web.Response(
-        status=status, body=msgspec.json.encode(value), content_type="application/json", headers=headers
-    )
 
 
 def _info(meta: ObjectMeta) -> ObjectInfo:
@@ -252,57 +241,9 @@ def _filter(query: dict[str, str]) -> ResultFilter:
     )
 
 
-def _flag(query: dict[str, str], name: str) -> bool:
-    text = query.get(name, "false")
-    if text not in ("true", "false"):
-        raise BadRequest(f"{name}={text!r} is neither true nor false")
-    return text == "true"
-
-
 def _limit(text: str | None) -> int:
     if text is None:
         return MAX_PAGE
     if not text.isascii() or not text.isdigit() or len(text) > 18:
         raise BadRequest(f"limit={text!r} is not a whole number of at least 0")
     return min(int(text), MAX_PAGE)
-
-
-async def _read(call: Call, limit: int, limit_name: str, patience: float) -> bytes:
-    """A JSON body of at most `limit` bytes."""
-    request = call.request
-    if "Content-Encoding" in call.headers:
-        raise UnsupportedMediaType("send the JSON body without Content-Encoding")
-    if (request.content_length or 0) > limit:
-        raise TooLarge(f"the body has {request.content_length} bytes; at most {limit} are accepted ({limit_name})")
-    await call.invite_body()
-    return b"".join([piece async for piece in receive(call, limit=limit, limit_name=limit_name, patience=patience)])
-
-
-def _decode(data: bytes, kind: type[Value], what: str) -> Value:
-    """A body as the type that it should be, strictly: no duplicate, unknown or non-finite anything.
-
-    Raises:
-        BadRequest: Says what is wrong, and where.
-    """
-    try:
-        # msgspec takes the last of duplicate names; a typo in one must not decide what runs.
-        json.loads(data.decode(), object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
-        return msgspec.json.decode(data, type=kind)
-    except msgspec.ValidationError as error:
-        raise BadRequest(f"the body is not {what}: {error}") from None
-    except (ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:300]
-        raise BadRequest(f"the body is not JSON in UTF-8: {reason}") from None
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the field {twice!r} is given twice")
-    return found
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
