@@ -1,8 +1,8 @@
 """The pool of worker processes: which work is served next, by which worker, and how many there are.
 
 Works are served round robin, one batch at a turn, those that somebody waits for first. At most `lanes` workers have
-batches at once; a work of another version that finds no lane stops workers from queueing further batches, so it gets the
-next lane that falls free.
+batches at once; a work of another version that finds no lane stops workers from queueing further batches, so it gets
+the next lane that falls free.
 """
 
 import asyncio

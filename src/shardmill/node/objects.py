@@ -9,7 +9,7 @@ from shardmill.core.errors import ObjectNotFound, PreconditionFailed
 from shardmill.core.meta import ListPage, ObjectMeta
 from shardmill.core.refs import Bucket, ObjectRef
 from shardmill.core.sources import PutResult, ReadStore, Source, WriteStore
-from shardmill.node.access import Access, Principal
+from shardmill.node.access import Access, Action, Principal
 
 MAX_PAGE = 1000  # entries of one listing page
 
@@ -38,6 +38,10 @@ class Objects:
     def __init__(self, buckets: BucketSet, access: Access) -> None:
         self._buckets = buckets
         self._access = access
+
+    def check(self, principal: Principal, action: Action, bucket: Bucket | None) -> None:
+        """Raise AccessDenied unless the principal may; `bucket` None: the action concerns no bucket."""
+        self._access.check(principal, action, bucket)
 
     async def open(self, principal: Principal, ref: ObjectRef) -> Source:
         """Open the current version; the caller closes it.

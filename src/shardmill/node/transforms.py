@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from shardmill.core.api import (
     EnvironmentInfo,
     Failures,
+    Kind,
     PipelineRequest,
     Runs,
     TransformDetails,
@@ -21,7 +22,7 @@ from shardmill.core.sources import Source
 from shardmill.core.specs import SPEC_DIGITS, Spec, check_name
 from shardmill.etl.engine import Engine
 from shardmill.etl.pipelines import build_pipeline
-from shardmill.etl.runs import Finished, Plan, Reading
+from shardmill.etl.runs import Finished, Plan, Reading, RunCounts
 from shardmill.etl.statistics import EngineStatistics
 from shardmill.etl.versions import Version, check_request
 from shardmill.node.access import Access, Principal
@@ -47,6 +48,10 @@ class TransformedHead:
     """It is made of samples; otherwise a transform of whole objects says what it is."""
     is_stable: bool
     """The same URL gives the same bytes again, as long as object and environment stay."""
+    key: str
+    """64 hex digits over what decides the bytes, but for a seed that was drawn."""
+    version: str
+    """Source version of the object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,15 @@ class TransformedStream:
     head: TransformedHead
     reading: Reading
 
+    @property
+    def done(self) -> float:
+        """How much of the work is done, 0 to 1."""
+        return self.reading.done
+
+    @property
+    def counts(self) -> RunCounts | None:
+        return self.reading.counts
+
 
 @dataclass(frozen=True, slots=True)
 class TransformedFile:
@@ -63,6 +77,15 @@ class TransformedFile:
 
     head: TransformedHead
     source: Source
+
+    @property
+    def done(self) -> float:
+        return 1.0
+
+    @property
+    def counts(self) -> RunCounts | None:
+        """None: it was kept by a node that did not count."""
+        return RunCounts.of(self.source.meta.user)
 
 
 Transformed = TransformedStream | TransformedFile
@@ -121,6 +144,21 @@ class Transforms:
         finally:
             source.close()
 
+    def resolve(self, principal: Principal, spec: Spec) -> Spec:
+        """A spec with its version of 12 digits and its arguments; a bare name is its newest version.
+
+        Raises:
+            TransformNotFound: It is not registered.
+        """
+        self._access.check(principal, "read", None)
+        version = Spec.parse(self._resolve(spec).info.uuid)
+        return replace(spec, digest=version.digest, args=version.args, k=None)
+
+    def kind(self, principal: Principal, spec: Spec) -> Kind:
+        """What a registered version works on."""
+        self._access.check(principal, "read", None)
+        return self._resolve(spec).info.kind
+
     def list(self, principal: Principal) -> list[TransformInfo]:
         self._access.check(principal, "read", None)
         return [version.info for version in self._engine.versions.list()]
@@ -169,7 +207,14 @@ class Transforms:
 
     @asynccontextmanager
     async def open(
-        self, principal: Principal, ref: ObjectRef, spec: Spec, *, request_id: str, wants_finished: bool
+        self,
+        principal: Principal,
+        ref: ObjectRef,
+        spec: Spec,
+        *,
+        request_id: str,
+        wants_finished: bool,
+        is_patient: bool = False,
     ) -> AsyncIterator[Transformed]:
         """A spec over an object for one reader: the finished result, or a run; leaving the context leaves it.
 
@@ -179,6 +224,7 @@ class Transforms:
             spec: Over it.
             request_id: Names the reader in records.
             wants_finished: Wait for the finished result, where there will be one.
+            is_patient: Give way to all who are not; what is made for this reader alone is scratch.
 
         Raises:
             TransformNotFound, ObjectNotFound, BucketNotFound: Something named does not exist.
@@ -191,13 +237,14 @@ class Transforms:
         except BaseException:
             source.close()
             raise
-        self._ahead.reading(principal, TransformedRef(ref, spec))
+        if not is_patient:
+            self._ahead.reading(principal, TransformedRef(ref, spec))
         runs = self._engine.runs
         opened: Reading | Finished
         if wants_finished and plan.is_shared and runs.can_finish:
             opened = await runs.wait_finished(plan, source, request_id=request_id)
         else:
-            opened = await runs.open(plan, source, request_id=request_id)
+            opened = await runs.open(plan, source, request_id=request_id, is_patient=is_patient)
         if isinstance(opened, Finished):
             try:
                 yield TransformedFile(self._head(plan, spec, run=None), opened.source)
@@ -244,6 +291,11 @@ class Transforms:
             self._engine.statistics().transforms,
         )
 
+    @property
+    def lanes(self) -> int:
+        """Workers that may be at work at once."""
+        return self._engine.pool.lanes
+
     def statistics(self) -> EngineStatistics:
         return self._engine.statistics()
 
@@ -263,4 +315,6 @@ class Transforms:
             is_shard=plan.version.info.kind == "sample",
             origin=plan.origin,
             is_stable=plan.is_shared,
+            key=plan.key,
+            version=plan.source_version,
         )
