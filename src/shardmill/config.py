@@ -189,6 +189,16 @@ class OriginSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class JobSettings:
+    """`[jobs]`: offline work from bucket to bucket."""
+
+    at_once: int = _setting(2, "Jobs at work at once; others wait.", least=1)
+    shards: int = _setting(
+        0, "Objects of one job in work at once; 0: two shards, or of whole objects one more than there are workers."
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class BucketSettings:
     """`[[bucket]]`: one bucket and what is behind it."""
 
@@ -262,6 +272,7 @@ class Config:
     results: ResultSettings = ResultSettings()
     packages: PackageSettings = PackageSettings()
     origins: OriginSettings = OriginSettings()
+    jobs: JobSettings = JobSettings()
     buckets: tuple[BucketSettings, ...] = ()
     environments: tuple[EnvironmentSettings, ...] = ()
 
@@ -273,6 +284,7 @@ SECTIONS: dict[str, type] = {
     "results": ResultSettings,
     "packages": PackageSettings,
     "origins": OriginSettings,
+    "jobs": JobSettings,
 }
 
 
@@ -327,6 +339,7 @@ def load_config(
         results=ResultSettings(**sections["results"]),
         packages=PackageSettings(**sections["packages"]),
         origins=OriginSettings(**sections["origins"]),
+        jobs=JobSettings(**sections["jobs"]),
         buckets=_checked_buckets(bucket_tables, problems),
         environments=_checked_environments(environment_tables, problems),
     )

@@ -11,6 +11,7 @@ from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import validate
 
 from shardmill.config import load_config
+from shardmill.jobs.registry import Jobs
 from shardmill.node.node import Node
 from shardmill.server.app import App
 from tests.etl.support import request_for
@@ -28,7 +29,14 @@ def document(wire: Wire) -> dict[str, Any]:
 
 def filled(path: str) -> str:
     """A documented path with names in it that are nobody's."""
-    for name, value in (("provider", "ais"), ("bucket", "nobodys"), ("key", "k"), ("path", "t~k"), ("name", "nobodys")):
+    for name, value in (
+        ("provider", "ais"),
+        ("bucket", "nobodys"),
+        ("key", "k"),
+        ("path", "t~k"),
+        ("name", "nobodys"),
+        ("id", "0" * 16),
+    ):
         path = path.replace(f"{{{name}}}", value)
     assert "{" not in path
     return path
@@ -52,8 +60,8 @@ async def served_routes(data: Path) -> dict[str, set[str]]:
     """Documented path or its beginning → methods, of a node that is opened for it."""
     config = load_config(environ={}, flags={"server": {"data": data}})
     with ThreadPoolExecutor(1) as threads:
-        async with Node.open(config) as node:
-            return {path: set(methods) for path, methods in App(node, threads).routes.items()}
+        async with Node.open(config) as node, Jobs.open(node) as jobs:
+            return {path: set(methods) for path, methods in App(node, jobs, threads).routes.items()}
 
 
 def test_no_route_is_left_out(document: dict[str, Any], tmp_path: Path) -> None:
@@ -88,6 +96,7 @@ def test_answers_are_as_described(wire: Wire, document: dict[str, Any]) -> None:
         ("/api/transforms/{name}", "/api/transforms/described"),
         ("/api/transforms/errors", "/api/transforms/errors?transform=described"),
         ("/api/config", "/api/config"),
+        ("/api/jobs", "/api/jobs"),
     ):
         operation = document["paths"][path]["get"]
         found = wire.get(asked)

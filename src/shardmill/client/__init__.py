@@ -3,12 +3,15 @@
 from shardmill.client.client import Client
 from shardmill.client.handles import BucketHandle, ObjectHandle, Stored
 from shardmill.client.http import NodeUnreachable, TruncatedBody
+from shardmill.client.jobs import JobFailed, JobsHandle
 from shardmill.client.reading import ObjectReader
 from shardmill.client.transforms import Pipeline, TransformsHandle, WDTransform
 
 __all__ = [
     "BucketHandle",
     "Client",
+    "JobFailed",
+    "JobsHandle",
     "NodeUnreachable",
     "ObjectHandle",
     "ObjectReader",

@@ -9,9 +9,11 @@ import msgspec
 
 from shardmill.client.handles import BucketHandle, ObjectHandle
 from shardmill.client.http import DEFAULT_ENDPOINT, Transport
+from shardmill.client.jobs import JobsHandle
 from shardmill.client.transforms import TransformsHandle
 from shardmill.core.api import Announcement, BucketInfo, Buckets, ConfigInfo, Runs, SampleCounts, ShardNames
 from shardmill.core.errors import BadRequest, ObjectNotFound
+from shardmill.core.jobs import is_manifest
 from shardmill.core.refs import Bucket, ObjectRef
 from shardmill.core.templates import expand, listing_prefix, match_listing, needs_listing
 
@@ -34,6 +36,7 @@ class Client:
         self._token = token if token is not None else os.environ.get("SHARDMILL_TOKEN")
         self._transport = Transport(endpoint or os.environ.get("SHARDMILL_ENDPOINT") or DEFAULT_ENDPOINT, self._token)
         self.transforms = TransformsHandle(self._transport)
+        self.jobs = JobsHandle(self._transport)
 
     @property
     def endpoint(self) -> str:
@@ -189,7 +192,8 @@ class Client:
             listed = (item.key for item in handle.list(listing_prefix(template)))
             keys = list(match_listing(template, listed))
         else:
-            keys = [item.key for item in handle.list(prefix or "")]
+            # What jobs have written of themselves is no shard.
+            keys = [item.key for item in handle.list(prefix or "") if not is_manifest(item.key)]
         if not keys:
             wanted = f"matches {template!r}" if template is not None else f"starts with {prefix!r}"
             raise ObjectNotFound(f"no object of {handle.uri} {wanted}")

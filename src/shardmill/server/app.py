@@ -15,6 +15,7 @@ from shardmill.core.errors import (
     NotFound,
     ShardmillError,
 )
+from shardmill.jobs.registry import Jobs
 from shardmill.node.node import Node
 from shardmill.server.api import Api
 from shardmill.server.body import Sender
@@ -22,6 +23,7 @@ from shardmill.server.calls import Call
 from shardmill.server.connections import Connection
 from shardmill.server.errors import Cut, error_answer, unexpected
 from shardmill.server.intake import check_framing
+from shardmill.server.jobs import JobApi
 from shardmill.server.metrics import CONTENT_TYPE, Metrics
 from shardmill.server.objects import ObjectFace
 from shardmill.server.pages import index
@@ -42,17 +44,19 @@ METHODS = ("DELETE", "GET", "HEAD", "POST", "PUT")
 class App:
     """All faces of one node over HTTP."""
 
-    def __init__(self, node: Node, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, node: Node, jobs: Jobs, threads: ThreadPoolExecutor) -> None:
         settings = node.config.server
         self._node = node
         self._rules = HostRules.of(settings.address[0], settings.hosts)
-        self._metrics = Metrics(node.transforms)
+        self._jobs = jobs
+        self._metrics = Metrics(node.transforms, jobs)
         self.is_draining = False
         """No new work is begun; what is going on may finish."""
         sender = Sender(threads, settings.send_timeout)
         objects = ObjectFace(node.objects, sender, settings, node.config.storage.max_object)
         transformed = TransformedFace(node.transforms, sender, threads, settings.send_timeout)
         api = Api(node)
+        job_api = JobApi(jobs, settings.body_timeout)
         self._exact: dict[str, dict[str, Handler]] = {
             "/": {"GET": self._index},
             "/healthz": {"GET": self._healthz},
@@ -67,6 +71,8 @@ class App:
             "/api/runs": {"GET": api.runs},
             "/api/results": {"GET": api.results, "DELETE": api.remove_results},
             "/api/lookahead": {"POST": api.announce},
+            "/api/jobs": {"GET": job_api.list, "POST": job_api.start},
+            "/api/jobs/plan": {"POST": job_api.plan},
             "/api/environments": {"GET": api.environments},
             "/api/config": {"GET": api.config},
             "/api/openapi.json": {"GET": api.openapi},
@@ -76,6 +82,7 @@ class App:
             "/t/": {"GET": transformed.get},
             "/api/buckets/": {"PUT": api.create_bucket, "DELETE": api.remove_bucket},
             "/api/environments/": {"DELETE": api.remove_environment},
+            "/api/jobs/": {"GET": job_api.get, "DELETE": job_api.cancel},
             "/api/transforms/": {"GET": api.transform, "DELETE": api.remove_transform},
         }
 
@@ -172,7 +179,7 @@ class App:
         expected = call.headers.get("Expect")
         if expected is not None and expected.lower() != "100-continue":
             raise ExpectationFailed("the only expectation that can be met is 100-continue")
-        if self.is_draining and call.route == "t":
+        if self.is_draining and (call.route == "t" or (call.path == "/api/jobs" and call.method == "POST")):
             raise Busy("this node is shutting down; ask another one", retry_after=5)
         return await handler(call)
 
@@ -196,7 +203,7 @@ class App:
         return {*methods, *(["HEAD"] if "GET" in methods else [])}
 
     async def _index(self, call: Call) -> web.StreamResponse:
-        return await index(self._node, call)
+        return await index(self._node, self._jobs, call)
 
     async def _healthz(self, call: Call) -> web.StreamResponse:
         return web.Response(text="ok\n")

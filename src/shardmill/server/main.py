@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from shardmill.config import Config, ServerSettings, is_loopback
 from shardmill.core.errors import ShardmillError
+from shardmill.jobs.registry import Jobs
 from shardmill.node.node import Node
 from shardmill.server.app import METHODS, App
 from shardmill.server.connections import Listener
@@ -49,8 +50,8 @@ async def _run(config: Config, sock: socket.socket, context: ssl.SSLContext | No
     loop = asyncio.get_running_loop()
     ending = _Ending(loop)
     with ThreadPoolExecutor(SEND_THREADS, thread_name_prefix="send") as threads:
-        async with Node.open(config) as node:
-            app = App(node, threads)
+        async with Node.open(config) as node, Jobs.open(node) as jobs:
+            app = App(node, jobs, threads)
             async with Listener(app.handle, config.server, methods=METHODS, on_refused=app.refused) as listener:
                 server = await loop.create_server(
                     listener,

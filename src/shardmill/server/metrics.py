@@ -12,7 +12,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from shardmill.core.api import Stage, TransformStatistics
+from shardmill.core.jobs import JobState
 from shardmill.core.sources import ResultStatistics
+from shardmill.jobs.registry import Jobs
 from shardmill.node.transforms import Transforms
 from shardmill.server.calls import Call
 
@@ -22,7 +24,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 class Metrics:
     """Counters of the server, and a look at the engine's when they are asked for."""
 
-    def __init__(self, transforms: Transforms) -> None:
+    def __init__(self, transforms: Transforms, jobs: Jobs) -> None:
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "shardmill_requests", "Requests answered.", ["route", "status"], registry=self._registry
@@ -31,6 +33,7 @@ class Metrics:
             "shardmill_bytes", "Body bytes received and sent.", ["route", "direction"], registry=self._registry
         )
         self._registry.register(_EngineCollector(transforms))
+        self._registry.register(_JobCollector(jobs))
         # Of stores that are fetched from; a node whose buckets are its own disk has none to count.
         Counter("shardmill_origin_bytes", "Bytes fetched from origins.", ["bucket"], registry=self._registry)
         Counter("shardmill_origin_requests", "Answers of origins.", ["bucket", "status"], registry=self._registry)
@@ -107,6 +110,30 @@ class _EngineCollector(Collector):
         yield reads
         if statistics.results is not None:
             yield from _of_results(statistics.results)
+
+
+class _JobCollector(Collector):
+    def __init__(self, jobs: Jobs) -> None:
+        self._jobs = jobs
+
+    def collect(self) -> Iterator[Metric]:
+        statistics = self._jobs.statistics()
+        states = GaugeMetricFamily("shardmill_jobs", "Jobs that are known.", labels=["state"])
+        for state in get_args(JobState):
+            states.add_metric([state], statistics.jobs.get(state, 0))
+        yield states
+        objects = CounterMetricFamily(
+            "shardmill_job_objects",
+            "Objects of jobs: made, found done from before, or failed.",
+            labels=["kind", "outcome"],
+        )
+        for (kind, outcome), count in statistics.objects.items():
+            objects.add_metric([kind, outcome], count)
+        yield objects
+        stored = CounterMetricFamily("shardmill_job_bytes", "Bytes that jobs have stored.", labels=["kind"])
+        for kind, size in statistics.bytes_out.items():
+            stored.add_metric([kind], size)
+        yield stored
 
 
 def _of_stages(transforms: Mapping[str, TransformStatistics]) -> Iterator[Metric]:

@@ -5,7 +5,7 @@ from functools import cache
 import msgspec
 
 from shardmill import __version__
-from shardmill.core import api
+from shardmill.core import api, jobs
 from shardmill.core.errors import error_types
 
 _Operation = tuple[str, str, str, type | None, type | None, tuple[str, ...]]
@@ -69,6 +69,25 @@ OPERATIONS: tuple[_Operation, ...] = (
         ("transform", "bucket", "key", "all"),
     ),
     ("post", "/api/lookahead", "Say what will be read soon, in order.", api.Announcement, None, ()),
+    ("get", "/api/jobs", "List the jobs, the newest first.", None, jobs.Jobs, ()),
+    (
+        "post",
+        "/api/jobs",
+        "Begin a job or go on with it (201); 200 if it is going on already.",
+        jobs.JobRequest,
+        jobs.JobInfo,
+        (),
+    ),
+    ("post", "/api/jobs/plan", "Show what a job would do.", jobs.JobRequest, jobs.JobPlan, ()),
+    (
+        "get",
+        "/api/jobs/{id}",
+        "Show one job; wait=SECONDS: as soon as it has ended, at most 30 s later.",
+        None,
+        jobs.JobDetails,
+        ("wait",),
+    ),
+    ("delete", "/api/jobs/{id}", "Cancel a job; what it has done stays.", None, jobs.JobInfo, ()),
     ("get", "/api/environments", "List the environments of transforms.", None, api.EnvironmentList, ()),
     ("delete", "/api/environments/{name}", "Remove one that the node has built.", None, None, ("force",)),
     ("get", "/api/config", "The effective configuration.", None, api.ConfigInfo, ()),

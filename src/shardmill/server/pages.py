@@ -7,6 +7,7 @@ from urllib.parse import quote
 from aiohttp import web
 
 from shardmill import __version__
+from shardmill.jobs.registry import Jobs
 from shardmill.node.node import Node
 from shardmill.server.calls import Call
 
@@ -27,14 +28,18 @@ tr+tr td{{border-top:1px solid color-mix(in srgb,currentColor 12%,transparent)}}
 <p>An object store for sharded data in which a transformed shard is a URL.</p>
 <h2>Buckets</h2>{buckets}
 <h2>Transforms</h2>{transforms}
+<h2>Jobs</h2>{jobs}
 <h2>Elsewhere</h2>
 <p><a href="/api/openapi.json">API</a> · <a href="/api/config">configuration</a> · <a href="/metrics">metrics</a></p>
 </body></html>
 """
 
 
-async def index(node: Node, call: Call) -> web.StreamResponse:
-    """Buckets and transforms as a page without scripts."""
+_JOBS = 20  # the newest
+
+
+async def index(node: Node, jobs: Jobs, call: Call) -> web.StreamResponse:
+    """Buckets, transforms and jobs as a page without scripts."""
     buckets = [
         (
             _link(f"/api/objects?bucket={quote(info.uri, safe=':/')}&delimiter=/", info.uri),
@@ -51,12 +56,22 @@ async def index(node: Node, call: Call) -> web.StreamResponse:
         )
         for info in node.transforms.list(call.principal)
     ]
+    newest = [
+        (
+            _link(f"/api/jobs/{info.id}", info.id),
+            escape(info.state),
+            escape(f"{info.done} of {info.total}" + (f", {info.failed} failed" if info.failed else "")),
+            escape(f"{info.request.source} → {info.request.destination}"),
+        )
+        for info in jobs.list(call.principal)[:_JOBS]
+    ]
     page = _PAGE.format(
         version=__version__,
         buckets=_table(("bucket", "backing", "access"), buckets, "shardmill mb ais://NAME"),
         transforms=_table(
             ("version", "from", "environment"), transforms, "shardmill transform add FILE.py:FUNC --name NAME"
         ),
+        jobs=_table(("job", "state", "objects", "from and to"), newest, "shardmill cp --transform NAME SOURCE TARGET"),
     )
     headers = {
         "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
