@@ -15,7 +15,7 @@ import typer
 from typer.main import get_command
 
 from shardmill import __version__
-from shardmill.cli import bench, node, objects, serve, top, transfer, transforms
+from shardmill.cli import bench, jobs, node, objects, serve, top, transfer, transforms
 from shardmill.cli.output import say
 from shardmill.config import ConfigError
 from shardmill.core.errors import (
@@ -59,6 +59,7 @@ app.command()(objects.rm)
 app.command()(objects.mb)
 app.command()(objects.rb)
 app.add_typer(transforms.app, name="transform")
+app.add_typer(jobs.app, name="job")
 app.command()(bench.bench)
 app.command()(node.status)
 app.command()(top.top)

@@ -16,6 +16,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from shardmill.cli import jobs
 from shardmill.cli.locations import (
     CountOption,
     EndpointOption,
@@ -30,12 +31,14 @@ from shardmill.cli.locations import (
     locate,
     split_prefix,
 )
-from shardmill.cli.output import Advance, progress, say, size_text, summary
+from shardmill.cli.output import Advance, JsonOption, print_json, progress, say, size_text, summary
 from shardmill.client import Client, ObjectReader
 from shardmill.client.handles import new_hash
 from shardmill.core.errors import BadRequest, CorruptObject, ObjectNotFound
+from shardmill.core.jobs import JobPlan
 from shardmill.core.ranges import ByteRange
-from shardmill.core.refs import ObjectRef
+from shardmill.core.refs import Bucket, ObjectRef
+from shardmill.core.renaming import literal
 from shardmill.core.templates import expand, listing_prefix, match_listing, needs_listing
 
 _Result = TypeVar("_Result")
@@ -144,11 +147,20 @@ def cp(
     epoch: EpochOption = None,
     start: StartOption = None,
     count: CountOption = None,
+    rename: Annotated[
+        str | None,
+        typer.Option(metavar="TEMPLATE", help="With --transform: new names, e.g. {stem}-256{ext}, s-{index:06d}.tar."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --transform: say what would be done.")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="With --transform: begin, print the job's id, leave.")
+    ] = False,
+    json: JsonOption = False,
     endpoint: EndpointOption = None,
 ) -> None:
-    """Copy objects from bucket to bucket, through here.
+    """Copy objects from bucket to bucket, through here; with --transform have the node store their transformed form.
 
-    With --transform it is their transformed form that is stored.
+    That is a job of the node: it goes on where it stopped when the same command is given again.
     """
     for text, instead in ((source, "put"), (target, "get")):
         if not is_remote(text):
@@ -156,6 +168,15 @@ def cp(
     options = Options(transform, seed, epoch, start, count)
     bucket, base = split_prefix(target)
     into = connect(endpoint).bucket(bucket)
+    job = _job_of(source, target, recursive, options, rename, endpoint)
+    if job is not None:
+        _run_job(connect(endpoint), job, dry_run=dry_run, detach=detach, json=json)
+        return
+    given = [
+        name for name, value in (("rename", rename), ("dry-run", dry_run), ("detach", detach), ("json", json)) if value
+    ]
+    if given:
+        raise BadRequest(f"--{given[0]} is of jobs, which need --transform and a source at the node itself")
     began, total = time.monotonic(), 0
     if recursive:
         client = connect(endpoint)
@@ -174,6 +195,77 @@ def cp(
         with location.open() as reader:
             total += into.object(key).put(reader, meta=reader.meta.user).size
     say(summary("copied", len(copies), total, began))
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What `cp --transform` asks the node for; one of template, prefix and name is given."""
+
+    source: Bucket
+    destination: Bucket
+    spec: str
+    rename: str
+    template: str | None = None
+    prefix: str | None = None
+    name: str | None = None
+
+
+def _job_of(
+    source: str, target: str, recursive: bool, options: Options, rename: str | None, endpoint: str | None
+) -> _Job | None:
+    """The job that a call of `cp` is; None: it is none, since nothing is transformed, or by another node."""
+    client = connect(endpoint)
+    bucket, base = split_prefix(target)
+    if source.startswith(("http://", "https://")):
+        location = locate(source, endpoint, options)
+        if location.transform is None or location.client.endpoint != client.endpoint:
+            return None
+        own, key, spec = location.ref.bucket, location.ref.key, location.transform
+    elif options.transform is None:
+        return None
+    else:
+        own, key = split_prefix(source)
+        found = options.resolve(client)
+        assert found is not None
+        spec = found
+    is_template = not source.startswith("http") and _template_of(source)
+    is_one = not recursive and not is_template
+    if is_one and not key:
+        raise BadRequest(f"{source} is a bucket; name an object, or give -r for all of them")
+    is_folder = not base or base.endswith("/")
+    if rename is not None and not is_folder:
+        raise BadRequest(f"with --rename the target is a bucket or ends in '/'; {target} names an object")
+    folder = base if is_folder else f"{base}/"
+    if rename is not None:
+        new_name = literal(folder) + rename
+    elif is_one:
+        new_name = literal(folder) + "{name}" if is_folder else literal(base)
+    else:
+        new_name = literal(folder) + "{path}"
+    if is_one:
+        return _Job(own, bucket, spec, new_name, name=key)
+    return _Job(own, bucket, spec, new_name, prefix=key if recursive else None, template=None if recursive else key)
+
+
+def _run_job(client: Client, job: _Job, *, dry_run: bool, detach: bool, json: bool) -> None:
+    ask = client.jobs.plan if dry_run else client.jobs.transform
+    answer = ask(
+        job.source,
+        job.destination,
+        job.spec,
+        template=job.template,
+        prefix=job.prefix,
+        names=None if job.name is None else [job.name],
+        rename=job.rename,
+    )
+    if isinstance(answer, JobPlan):
+        jobs.print_plan(answer, json=json)
+    elif not detach:
+        jobs.watch(client, answer.id, json=json)
+    elif json:
+        print_json(answer)
+    else:
+        print(answer.id)
 
 
 def _template_of(uri: str) -> bool:
