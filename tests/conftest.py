@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 # Assertions of the shipped suite say what they compared, as those of the tests do.
-pytest.register_assert_rewrite("shardmill.testing.stores")
+pytest.register_assert_rewrite("shardmill.testing.stores", "shardmill.testing.origins")
 
 SETTLE_SECONDS = 5.0  # a killed child must be reaped and a closed socket collected within it
 

@@ -153,8 +153,8 @@ class WriteOrigin(Protocol):
         """Remove it; that there was none is no error."""
         ...
 
-    async def copy(self, key: str, target: str, *, if_absent: bool) -> None:
-        """Copy within the bucket, in the store; raises ObjectNotFound, and PreconditionFailed if `if_absent` fails."""
+    async def copy(self, key: str, target: str) -> None:
+        """Copy within the bucket, in the store, in place of what is at `target`; raises ObjectNotFound."""
         ...
 
 
