@@ -52,7 +52,10 @@ def test_what_jobs_write_of_themselves_is_no_shard(client: Client, bucket: str) 
     job = client.jobs.wait(client.jobs.transform(IMAGENET, bucket, uuid, names=VAL, seed=1), timeout=60).job
     assert job.manifest in [f"{bucket}/{item.key}" for item in client.bucket(bucket).list()]
     assert [url.rpartition("/")[2] for url in client.expand_object_urls(bucket, prefix="")] == VAL
-    again = client.jobs.plan(bucket, bucket, uuid, prefix="", rename="again/{key}")
+    own = client.bucket("ais://client-jobs-again")
+    own.create()
+    again = client.jobs.plan(bucket, own, uuid, prefix="")
+    own.remove()
     assert [planned.object for planned in again.objects] == VAL
 
 

@@ -92,8 +92,11 @@ def test_a_line_that_was_torn_costs_its_own_object_only(records: Records, tmp_pa
     assert not known.is_clean, "another line must not be written behind half a one"
 
 
-def test_a_full_disk_is_told_as_one(records: Records) -> None:
-    with write_limit(0), pytest.raises(InsufficientStorage):
-        records.append(JOB, build_entry(ITEMS[0]))
-    records.rewrite(JOB, [])
-    assert records.read(JOB).is_clean
+def test_a_full_disk_is_told_as_one_and_leaves_no_half_a_line(records: Records, tmp_path: Path) -> None:
+    records.append(JOB, build_entry(ITEMS[0]))
+    size = (tmp_path / "jobs" / JOB / "entries.jsonl").stat().st_size
+    with write_limit(size + 10), pytest.raises(InsufficientStorage):
+        records.append(JOB, build_entry(ITEMS[1]))
+    records.append(JOB, build_entry(ITEMS[2]))
+    known = records.read(JOB)
+    assert (known.is_clean, list(known.entries)) == (True, [ITEMS[0].key, ITEMS[2].key])

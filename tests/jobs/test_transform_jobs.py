@@ -309,6 +309,12 @@ def test_a_job_never_writes_over_its_sources(client: Client, shards: Path, tmp_p
         spec = f"{own.transforms.add(shrink).uuid},seed=7"
         with pytest.raises(Conflict, match=r"gs://two/imagenet-val-000000.tar, which is one of its sources"):
             own.jobs.transform("gs://two", "gs://two", spec, names=VAL[:1])
+        with pytest.raises(Conflict, match="one of its sources when it is asked for again"):
+            own.jobs.transform("gs://two", "gs://two", spec, prefix="", rename="small/{key}")
+        with pytest.raises(Conflict, match=r"imagenet-val-000007.tar, which would be one of its sources"):
+            own.jobs.transform(
+                "gs://two", "gs://two", spec, template="imagenet-val-%06d.tar", rename="imagenet-val-000007.tar"
+            )
         with pytest.raises(Conflict, match=r"is the same file as gs://one/imagenet-val-000000.tar"):
             own.jobs.transform("gs://one", "gs://two", spec, names=VAL[:1])
         assert (directory / VAL[0]).read_bytes() == (shards / VAL[0]).read_bytes()
@@ -423,6 +429,21 @@ def test_metrics_count_what_jobs_did(client: Client, destination: str, spec: str
     assert (count("made") - made, count("found") - found) == (3, 3)
     assert metric(client, "shardmill_job_bytes_total", kind="transform") - size == job.bytes_out
     assert metric(client, "shardmill_jobs", state="done") - ended == 1
+
+
+def test_many_names_are_not_told_again_and_again(client: Client, destination: str) -> None:
+    own = client.bucket("ais://named")
+    own.create()
+    try:
+        names = [f"{number:03d}.tar" for number in range(120)]
+        for name in names:
+            own.object(name).put(tar_of({"a": b"x"}))
+        uuid = client.transforms.add("tests/jobs/text.py:loud", "loud").uuid
+        job = run(client, destination, f"{uuid},seed=1", source=own.uri, names=names)
+        assert (job.total, job.done, job.request.names) == (120, 120, names[:100])
+        assert [entry.object for entry in client.jobs.manifest(job).entries] == names
+    finally:
+        own.remove(force=True)
 
 
 def test_jobs_are_listed_the_newest_first(client: Client, destination: str, node: RunningNode, spec: str) -> None:

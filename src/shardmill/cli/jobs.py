@@ -208,7 +208,7 @@ def _print_failed_objects(details: JobDetails, write: Callable[[str], None]) -> 
 def _selection(job: JobInfo) -> str:
     request = job.request
     if request.names is not None:
-        return request.names[0] if len(request.names) == 1 else f"({len(request.names)} names)"
+        return request.names[0] if job.total == 1 else f"({job.total} names)"
     return request.template if request.template is not None else f"{request.prefix}*"
 
 

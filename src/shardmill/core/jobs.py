@@ -32,7 +32,7 @@ class JobRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     """Braces, `@N` or `%06d`, as in `expand_object_urls`."""
     prefix: str | None = None
     names: list[str] | None = None
-    """Keys, taken literally."""
+    """Keys, taken literally; answers have the first 100."""
     destination: str | None = None
     """Bucket that is written to."""
     transform: str | None = None

@@ -69,6 +69,7 @@ class Going:
         self._objects = objects
         self._records = records
         self._known: dict[str, JobEntry] = {}
+        self._recording = asyncio.Lock()
         self._writing = asyncio.Lock()
         self._manifest_due = 0.0
 
@@ -200,7 +201,8 @@ class Going:
         await self._write_down(failure)
 
     async def _write_down(self, written: JobEntry | ObjectFailure) -> None:
-        await finish(asyncio.to_thread(self._records.append, self._info.id, written))
+        async with self._recording:
+            await finish(asyncio.to_thread(self._records.append, self._info.id, written))
 
     async def _write_manifest_meanwhile(self, ref: ObjectRef) -> None:
         if self._writing.locked():

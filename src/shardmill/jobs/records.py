@@ -86,13 +86,19 @@ class Records:
         return known
 
     def append(self, job: str, written: JobEntry | ObjectFailure) -> None:
-        """Write one more down; when this returns, it survives a power cut."""
+        """Write one more down; when this returns, it survives a power cut. One at a time for each job."""
         line = _Line(entry=written) if isinstance(written, JobEntry) else _Line(failure=written)
         with disk_errors("the record of the job"):
             descriptor = os.open(self._entries(job), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             try:
-                write_all(descriptor, msgspec.json.encode(line) + b"\n")
-                os.fdatasync(descriptor)
+                size = os.fstat(descriptor).st_size
+                try:
+                    write_all(descriptor, msgspec.json.encode(line) + b"\n")
+                    os.fdatasync(descriptor)
+                except OSError:
+                    # Half a line would take the next one with it.
+                    os.ftruncate(descriptor, size)
+                    raise
             finally:
                 os.close(descriptor)
 

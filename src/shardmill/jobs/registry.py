@@ -40,8 +40,9 @@ from shardmill.telemetry import logs
 
 logger = logging.getLogger(__name__)
 
-MAX_ENDED = 1000  # jobs that are remembered after their end
+MAX_ENDED = 200  # jobs that are remembered after their end
 SHOWN = 1000  # objects, failures, samples in one answer
+SHOWN_NAMES = 100  # of a job's request in an answer
 MAX_WAIT_SECONDS = 30.0
 
 
@@ -185,11 +186,11 @@ class Jobs:
         kind, request = self._complete(principal, request)
         known = self._jobs.get(job_id(request))
         if known is not None and not known.ended.is_set():
-            return known.info, False
+            return _shown(known.info), False
         work = await kind.prepare(principal, request)
         known = self._jobs.get(job_id(request))
         if known is not None and not known.ended.is_set():
-            return known.info, False
+            return _shown(known.info), False
         created = known.info.created if known is not None else time.time()
         job = self._jobs[job_id(request)] = Job(principal, _fresh(request, created, work))
         try:
@@ -199,12 +200,13 @@ class Jobs:
             raise
         self._begin(job, work)
         await self._forget_old()
-        return job.info, True
+        return _shown(job.info), True
 
     def list(self, principal: Principal) -> builtins.list[JobInfo]:
         """All jobs, the newest first."""
         self._node.objects.check(principal, "read", None)
-        return sorted((job.info for job in self._jobs.values()), key=lambda info: info.created, reverse=True)
+        shown = (_shown(job.info) for job in self._jobs.values())
+        return sorted(shown, key=lambda info: info.created, reverse=True)
 
     async def get(self, principal: Principal, job_id: str, *, wait: float = 0.0) -> JobDetails:
         """How a job stands, as soon as it has ended or `wait` seconds are over.
@@ -228,7 +230,7 @@ class Jobs:
             for failed in entry.failed
         )
         return JobDetails(
-            job=job.info,
+            job=_shown(job.info),
             running=going.progress.running if going is not None else [],
             objects=sorted(known.failures.values(), key=lambda failure: failure.object)[:SHOWN],
             samples=[*itertools.islice(samples, SHOWN)],
@@ -248,7 +250,7 @@ class Jobs:
                 job.is_cancelled = True
                 job.task.cancel()
             await job.ended.wait()
-        return job.info
+        return _shown(job.info)
 
     def statistics(self) -> JobStatistics:
         objects, bytes_out = Counter(self._objects), Counter(self._bytes_out)
@@ -362,6 +364,14 @@ def _count(job: Job, objects: Counter[tuple[str, Outcome]], bytes_out: Counter[s
     for outcome in OUTCOMES:
         objects[kind, outcome] += progress.counts[outcome]
     bytes_out[kind] += progress.bytes_made
+
+
+def _shown(info: JobInfo) -> JobInfo:
+    """As it is told: without the names that nobody reads."""
+    names = info.request.names
+    if names is None or len(names) <= SHOWN_NAMES:
+        return info
+    return msgspec.structs.replace(info, request=msgspec.structs.replace(info.request, names=names[:SHOWN_NAMES]))
 
 
 def _fresh(request: JobRequest, created: float, work: Work) -> JobInfo:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from shardmill.core.errors import BadRequest, ObjectNotFound
 from shardmill.core.jobs import JobRequest, is_manifest
 from shardmill.core.refs import Bucket, ObjectRef, check_key
-from shardmill.core.templates import MAX_NAMES, expand, listing_prefix, match_listing, needs_listing
+from shardmill.core.templates import expand, listing_prefix, match_listing, needs_listing
 from shardmill.node.access import Principal
 from shardmill.node.objects import MAX_PAGE, Objects
 
+MAX_OBJECTS = 200_000  # of one job; each takes about a kilobyte of memory while the job goes on
 HEADS_AT_ONCE = 16  # objects looked at together
 _SHOWN = 5  # missing objects that an error names
 
@@ -34,13 +35,20 @@ def check_selection(request: JobRequest) -> None:
     if request.names is not None:
         if not request.names:
             raise BadRequest("names is an empty list")
-        if len(request.names) > MAX_NAMES:
-            raise BadRequest(f"names has {len(request.names)} keys; at most {MAX_NAMES} are allowed")
+        _check_count(len(request.names))
         for name in request.names:
             check_key(name)
         twice = next((name for name, count in Counter(request.names).items() if count > 1), None)
         if twice is not None:
             raise BadRequest(f"names has {twice!r} twice")
+
+
+def is_listed(request: JobRequest, key: str) -> bool:
+    """Whether the request takes whatever the bucket has of some form, and the key is of it."""
+    if request.prefix is not None:
+        return key.startswith(request.prefix)
+    template = request.template
+    return template is not None and needs_listing(template) and bool([*match_listing(template, [key])])
 
 
 async def select(objects: Objects, principal: Principal, bucket: Bucket, request: JobRequest) -> Selected:
@@ -62,6 +70,7 @@ async def select(objects: Objects, principal: Principal, bucket: Bucket, request
         what = f"starts with {prefix!r}"
     else:
         names = request.names if request.names is not None else expand(template or "")
+        _check_count(len(names))
         start = "" if template is None else re.split(r"[{@]", template, maxsplit=1)[0]
         return Selected(await _sizes(objects, principal, bucket, names), _folder(start))
     if not sizes:
@@ -70,12 +79,14 @@ async def select(objects: Objects, principal: Principal, bucket: Bucket, request
 
 
 async def _list(objects: Objects, principal: Principal, bucket: Bucket, prefix: str) -> AsyncIterator[tuple[str, int]]:
-    after = ""
+    after, count = "", 0
     while True:
         page = await objects.list(principal, bucket, prefix=prefix, delimiter="", after=after, limit=MAX_PAGE)
         for meta in page.objects:
             # Folders that other tools keep as empty objects are no data either.
             if not is_manifest(meta.key) and not meta.key.endswith("/"):
+                count += 1
+                _check_count(count)
                 yield meta.key, meta.size
         if page.next is None:
             return
@@ -105,6 +116,11 @@ async def _size(objects: Objects, principal: Principal, ref: ObjectRef) -> int |
         return (await objects.head(principal, ref)).size
     except ObjectNotFound:
         return None
+
+
+def _check_count(count: int) -> None:
+    if count > MAX_OBJECTS:
+        raise BadRequest(f"a job is about at most {MAX_OBJECTS} objects; make several of it, by narrower prefixes")
 
 
 def _folder(start: str) -> str:

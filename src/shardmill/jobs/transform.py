@@ -6,7 +6,7 @@ The bytes come by the way of their URL, so they are the same; each object is the
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Sequence, Set
 from dataclasses import dataclass
 
 import msgspec
@@ -19,7 +19,7 @@ from shardmill.core.refs import Bucket, ObjectRef, check_key
 from shardmill.core.renaming import Renaming, rename_all
 from shardmill.core.specs import Spec
 from shardmill.jobs.kinds import Item, ItemFailed, Report, Work
-from shardmill.jobs.selection import check_selection, select
+from shardmill.jobs.selection import check_selection, is_listed, select
 from shardmill.node.access import Principal
 from shardmill.node.bodies import bytes_of
 from shardmill.node.node import Node
@@ -64,12 +64,7 @@ class TransformJobs:
             for index, ((key, size), target) in enumerate(zip(selected.sizes.items(), targets, strict=True))
         ]
         if source == destination:
-            overwritten = next((target for target in targets if target in selected.sizes), None)
-            if overwritten is not None:
-                raise Conflict(
-                    f"the job would write {destination}/{overwritten}, which is one of its sources; name another "
-                    "destination, or rename, e.g. small/{key}"
-                )
+            _check_bucket_is_shared(request, targets, set(selected.sizes))
         kind = self._transforms.kind(principal, spec)
         at_once = SHARDS_AT_ONCE if kind == "sample" else self._transforms.lanes + 1
         work = _TransformWork(
@@ -77,6 +72,22 @@ class TransformJobs:
         )
         await work.try_first()
         return work
+
+
+def _check_bucket_is_shared(request: JobRequest, targets: Sequence[str], sources: Set[str]) -> None:
+    """Refuse a job within one bucket that would write over its sources, or take its results for sources next time."""
+    overwritten = next((target for target in targets if target in sources), None)
+    if overwritten is not None:
+        raise Conflict(
+            f"the job would write {request.destination}/{overwritten}, which is one of its sources; name another "
+            "destination, or rename, e.g. small/{key}"
+        )
+    selected_again = next((target for target in targets if is_listed(request, target)), None)
+    if selected_again is not None:
+        raise Conflict(
+            f"the job would write {request.destination}/{selected_again}, which would be one of its sources when it is "
+            "asked for again; name another destination, or a prefix or template that leaves it out"
+        )
 
 
 def _check_target(target: str) -> str:
