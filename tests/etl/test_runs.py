@@ -13,14 +13,25 @@ from typing import Any
 import msgspec
 import pytest
 
-from shardmill.core.errors import Busy, ShardmillError, TransformFailed
+from shardmill.core.errors import Busy, ServerError, ShardmillError, TransformFailed
 from shardmill.core.specs import Spec
 from shardmill.etl.engine import Engine
 from shardmill.etl.runs import NEARLY_DONE, Finished, Plan, Reading, RunCounts
 from shardmill.etl.sample_run import SampleRun
 from shardmill.etl.versions import Version
 from shardmill.storage.results import ResultStore
-from tests.etl.support import REF, FileSource, bytes_of, members, register, request_for, settings_for, write_shard
+from tests.etl.support import (
+    REF,
+    FileSource,
+    bytes_of,
+    members,
+    object_request,
+    register,
+    register_request,
+    request_for,
+    settings_for,
+    write_shard,
+)
 
 DRAWING = """
     import random
@@ -32,6 +43,7 @@ DRAWING = """
 SLOW = DRAWING.replace(
     "    def transform(sample):\n", "    def transform(sample):\n        import time; time.sleep(0.02)\n"
 )
+WHOLE_OBJECT = "def transform(data):\n    return data\n"
 
 
 def run(coroutine: Coroutine[Any, Any, None]) -> None:
@@ -487,6 +499,56 @@ def test_a_patient_reader_gives_way_to_one_who_waits(tmp_path: Path, shard: Path
     run(story())
 
 
+def test_who_comes_to_a_complete_run_that_is_not_kept_does_not_wait_for_its_slowest_reader(
+    tmp_path: Path, shard: Path
+) -> None:
+    async def story() -> None:
+        async with open_parts(tmp_path / "data", capacity=400_000) as (engine, _):
+            version = await register(engine, DRAWING)
+            plan, source = await plan_for(engine, version, shard, ",seed=1")
+            source.close()
+            stalled = await open_one(engine, version, shard)
+            assert isinstance(stalled, Reading)
+            await stalled.start()
+            part = await stalled.next()
+            assert part is not None
+            data = bytearray(bytes_of(part))
+            output = engine.runs._shared[plan.key].run.output
+            await wait_until(lambda: output.is_complete and not output.is_spooling)
+            other = await asyncio.wait_for(open_one(engine, version, shard), 10)
+            whole = await read_all(other)
+            assert len(members(whole)) == 60
+            while (part := await stalled.next()) is not None:
+                data += bytes_of(part)
+            stalled.close()
+            assert bytes(data) == whole
+
+    run(story())
+
+
+class BrokenSource(FileSource):
+    """Fails as nothing of ours does."""
+
+    async def ensure(self, start: int, stop: int) -> None:
+        raise RuntimeError("not foreseen")
+
+
+@pytest.mark.parametrize("kind", ["sample", "bytes"])
+def test_what_nobody_foresaw_ends_the_run_and_its_readers(tmp_path: Path, shard: Path, kind: str) -> None:
+    async def story() -> None:
+        async with open_parts(tmp_path / "data") as (engine, _):
+            request = request_for(DRAWING) if kind == "sample" else object_request(WHOLE_OBJECT)
+            version = await register_request(engine, request)
+            plan, source = await plan_for(engine, version, shard, ",seed=1")
+            source.close()
+            opened = await engine.runs.open(plan, BrokenSource(shard), request_id="r")
+            with pytest.raises(ServerError, match="internal error"):
+                await asyncio.wait_for(read_all(opened), 10)
+            assert len(await read_all(await open_one(engine, version, shard)))
+
+    run(story())
+
+
 def test_what_a_patient_reader_leaves_is_scratch_until_somebody_asks(tmp_path: Path, shard: Path) -> None:
     async def story() -> None:
         async with open_parts(tmp_path / "data") as (engine, results):
@@ -536,5 +598,22 @@ def test_a_patient_reader_leaves_what_was_begun_ahead_for_another(tmp_path: Path
             assert isinstance(reader, Reading)
             assert reader.seed == drawn
             await read_all(reader)
+
+    run(story())
+
+
+def test_runs_begun_ahead_make_place_for_readers(tmp_path: Path, shard: Path) -> None:
+    async def story() -> None:
+        async with open_parts(tmp_path / "data", max_runs=2) as (engine, _):
+            version = await register(engine, SLOW)
+            for seed in (1, 2):
+                plan, source = await plan_for(engine, version, shard, f",seed={seed}")
+                assert engine.runs.prepare(plan, source, request_id="ahead")
+            readings = [await open_one(engine, version, shard, f",seed={seed}") for seed in (3, 4)]
+            with pytest.raises(Busy):
+                await open_one(engine, version, shard, ",seed=5")
+            for data in await asyncio.gather(*map(read_all, readings)):
+                assert len(members(data)) == 60
+            assert engine.runs.ahead["unused"] == 2
 
     run(story())

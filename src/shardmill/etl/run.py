@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from shardmill.core.api import TransformStatistics
-from shardmill.core.errors import ShardmillError, TransformFailed
+from shardmill.core.errors import ServerError, ShardmillError, TransformFailed
 from shardmill.core.sources import Source, Spool
 from shardmill.core.specs import Spec
 from shardmill.etl import clock
@@ -140,6 +140,9 @@ class Run(ABC):
         self._pool.attach(self)
         feeding = asyncio.create_task(self._feed())
         writing = asyncio.create_task(self._write(spool)) if spool is not None else None
+        for step in (feeding, writing):
+            if step is not None:
+                step.add_done_callback(self._on_step_ended)
         self._on_progress()
         try:
             await self._ended.wait()
@@ -239,6 +242,13 @@ class Run(ABC):
                 await output.wait_changed()
             output.drop_file()
             await spool.abandon()
+
+    def _on_step_ended(self, step: "asyncio.Task[None]") -> None:
+        """What broke a step that the run needs breaks the run, which would wait for it for ever."""
+        error = None if step.cancelled() else step.exception()
+        if error is not None:
+            logger.error("run %d: %s", self.number, error, exc_info=error)
+            self.fail(ServerError("internal error"))
 
     async def _end(self) -> None:
         """The last bytes are published only if all were of one version of the source."""

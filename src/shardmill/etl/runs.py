@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 
 from shardmill.core.api import RunInfo
-from shardmill.core.errors import Busy, ShardmillError
+from shardmill.core.errors import Busy, ServerError, ShardmillError
 from shardmill.core.refs import ObjectRef
 from shardmill.core.sources import ResultFiles, Slice, Source, Spool
 from shardmill.core.specs import SPEC_DIGITS, Spec
@@ -147,6 +147,8 @@ class Running:
         """Its task has nothing more to do."""
         self.is_prepared = False
         """It was begun before anybody asked, and nobody has yet."""
+        self.is_given_up = False
+        """Nobody will ask for it."""
         self.is_settled = asyncio.Event()
         """Somebody has asked, or nobody will be waited for any more."""
 
@@ -158,6 +160,11 @@ class Running:
     def counts(self) -> RunCounts:
         counters = self.run.counters
         return RunCounts(counters.samples, counters.failures, counters.dropped)
+
+    @property
+    def may_be_kept(self) -> bool:
+        """Its end may be that of a result; else it only waits for its readers, whoever comes included."""
+        return self.run.output.error is not None or self.run.output.is_spooling
 
     def describe(self) -> RunInfo:
         run, output = self.run, self.run.output
@@ -383,6 +390,7 @@ class Runs:
             return
         del self._prepared[key]
         running.is_prepared = False
+        running.is_given_up = True
         running.is_settled.set()
         self.ahead["unused"] += 1
         if not running.is_ending:
@@ -439,7 +447,7 @@ class Runs:
                 is_first |= self._take_prepared(plan, request_id) is not None
                 if not running.run.output.can_be_joined:
                     return None
-                if running.is_ending:
+                if running.is_ending and running.may_be_kept:
                     await running.ended.wait()
                     continue
                 if not is_first:
@@ -471,7 +479,7 @@ class Runs:
         return Reading(running, follower, self._on_left)
 
     def _start(self, plan: Plan, source: Source, request_id: str) -> Running:
-        if self.going_on >= self._max_runs:
+        if not self._has_place():
             raise Busy(f"{self.going_on} runs are going on (max_runs); try again", retry_after=_RETRY_SECONDS)
         # Where another run of this key can no longer be joined, this one is for its own reader only.
         is_shared = plan.is_shared and self._files is not None and plan.key not in self._shared
@@ -483,6 +491,16 @@ class Runs:
         self._all.add(running)
         running.task = asyncio.get_running_loop().create_task(self._carry_out(running))
         return running
+
+    def _has_place(self) -> bool:
+        """Whether one more run may go on for a reader; one that was begun ahead is given up for it."""
+        going_on = [running for running in self._all if not running.ended.is_set() and not running.is_given_up]
+        if len(going_on) < self._max_runs:
+            return True
+        found = next((item for item in self._prepared.items() if not item[1].ended.is_set()), None)
+        if found is not None:
+            self._give_up(*found)
+        return found is not None
 
     async def _carry_out(self, running: Running) -> None:
         run, output = running.run, running.run.output
@@ -499,6 +517,9 @@ class Runs:
         finally:
             self.outcomes[outcome] += 1
             self._forget(running)
+            if not running.is_ending:
+                # Stopped, or broken: who reads it all the same must not wait for ever.
+                output.fail(ServerError("the run was stopped"))
             running.source.close()
             running.ended.set()
             if running.spool is not None and not is_kept:
