@@ -364,7 +364,7 @@ def test_memory_ahead_of_a_stalled_reader_is_bounded(tmp_path: Path) -> None:
             version = await register(engine, code)
             async with open_reading(engine, version, shard) as reading:
                 await reading.start()
-                state = reading._running.run.state
+                state = reading.running.run.state
                 previous = -1
                 while state.outstanding != previous:
                     previous = state.outstanding

@@ -413,7 +413,7 @@ def test_memory_behind_a_stalled_reader_is_bounded_and_it_holds_up_nobody(
             same = await register_request(engine, same_of("bytes"))
             async with open_reading(engine, version, source) as reading:
                 await reading.start()
-                running = reading._running.run
+                running = reading.running.run
                 await wait_until(lambda: any(worker.is_parked for worker in engine.pool._workers))
                 framed = running.state.framed
                 # What is held back of each piece is a copy.

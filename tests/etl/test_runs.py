@@ -16,7 +16,7 @@ import pytest
 from shardmill.core.errors import Busy, ServerError, ShardmillError, TransformFailed
 from shardmill.core.specs import Spec
 from shardmill.etl.engine import Engine
-from shardmill.etl.runs import NEARLY_DONE, Finished, Plan, Reading, RunCounts
+from shardmill.etl.runs import NEARLY_DONE, RETURN_SECONDS, Finished, Plan, Reading, RunCounts
 from shardmill.etl.sample_run import SampleRun
 from shardmill.etl.versions import Version
 from shardmill.storage.results import ResultStore
@@ -216,7 +216,7 @@ def test_a_run_nearly_done_is_finished_for_whoever_comes_next(tmp_path: Path, sh
             reading = await open_one(engine, version, shard)
             assert isinstance(reading, Reading)
             await reading.start()
-            while reading._running.run.fraction_done <= NEARLY_DONE:
+            while reading.running.run.fraction_done <= NEARLY_DONE:
                 assert await reading.next() is not None
             reading.close()
             await wait_until(lambda: engine.runs.going_on == 0)
@@ -373,7 +373,7 @@ def test_a_spooled_run_stops_at_its_window_ahead_of_the_fastest_reader(tmp_path:
             reading = await open_one(engine, version, shard)
             assert isinstance(reading, Reading)
             await reading.start()
-            output = reading._running.run.output
+            output = reading.running.run.output
             previous = -1
             while output.published != previous:
                 previous = output.published
@@ -615,5 +615,48 @@ def test_runs_begun_ahead_make_place_for_readers(tmp_path: Path, shard: Path) ->
             for data in await asyncio.gather(*map(read_all, readings)):
                 assert len(members(data)) == 60
             assert engine.runs.ahead["unused"] == 2
+
+    run(story())
+
+
+def test_a_run_that_outlasts_the_wait_goes_on_until_its_reader_is_back(
+    tmp_path: Path, shard: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is told to come again must find more than he left, or he comes for ever."""
+    monkeypatch.setattr("shardmill.etl.runs.WAIT_SECONDS", 0.2)
+
+    async def story() -> None:
+        async with open_parts(tmp_path / "data") as (engine, _):
+            version = await register(engine, SLOW)
+            told: list[int] = []
+            for _ in range(30):
+                plan, source = await plan_for(engine, version, shard, ",seed=1")
+                try:
+                    found = await engine.runs.wait_finished(plan, source, request_id="r")
+                    break
+                except Busy as error:
+                    told.append(error.retry_after or 0)
+            assert 0 < max(told) < RETURN_SECONDS
+            assert len(members(await read_all(found))) == 60
+            assert engine.statistics_of(version).runs == 1
+
+    run(story())
+
+
+def test_a_run_whose_reader_never_returns_is_given_up(
+    tmp_path: Path, shard: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shardmill.etl.runs.WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("shardmill.etl.runs.RETURN_SECONDS", 0.1)
+
+    async def story() -> None:
+        async with open_parts(tmp_path / "data") as (engine, results):
+            version = await register(engine, SLOW)
+            plan, source = await plan_for(engine, version, shard, ",seed=1")
+            with pytest.raises(Busy):
+                await engine.runs.wait_finished(plan, source, request_id="r")
+            await wait_until(lambda: engine.runs.going_on == 0 and not engine.runs.live())
+            assert engine.runs.outcomes["abandoned"] == 1
+            assert results.statistics().used == 0
 
     run(story())

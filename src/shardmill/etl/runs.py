@@ -27,6 +27,7 @@ NEARLY_DONE = 0.8  # of the source samples; a run past it is finished though nob
 REMEMBERED_SECONDS = 30.0  # a failure that the same input would give again is not computed again meanwhile
 PREPARED_SECONDS = 60.0  # that a run begun ahead waits for its reader
 WAIT_SECONDS = 30.0  # for a finished result, where only that will do
+RETURN_SECONDS = 10.0  # that a run goes on for a reader who was told to come again
 
 _RETRY_SECONDS = 2
 _REMEMBERED = 1000  # failures
@@ -147,6 +148,8 @@ class Running:
         """Its task has nothing more to do."""
         self.is_prepared = False
         """It was begun before anybody asked, and nobody has yet."""
+        self.expected_until = 0.0
+        """Until then a reader who has left is expected back."""
         self.is_given_up = False
         """Nobody will ask for it."""
         self.is_settled = asyncio.Event()
@@ -201,7 +204,7 @@ class Reading:
     def __init__(self, running: Running, follower: Follower, leave: Callable[[Running], None]) -> None:
         self.number = running.run.number
         self.seed = running.run.seed
-        self._running = running
+        self.running = running
         self._follower = follower
         self._leave = leave
         self._is_closed = False
@@ -217,23 +220,23 @@ class Reading:
     @property
     def done(self) -> float:
         """How much of the work is done, 0 to 1; 0 where that is not known."""
-        return 1.0 if self._running.run.output.is_complete else min(1.0, self._running.run.fraction_done)
+        return 1.0 if self.running.run.output.is_complete else min(1.0, self.running.run.fraction_done)
 
     @property
     def counts(self) -> "RunCounts":
         """What the run has come to until now."""
-        return self._running.counts
+        return self.running.counts
 
     async def wait_kept(self) -> None:
         """Return when the result is kept; raises why it never will be."""
         await self._follower.wait_complete()
-        await self._running.ended.wait()
+        await self.running.ended.wait()
 
     def close(self) -> None:
         if not self._is_closed:
             self._is_closed = True
             self._follower.close()
-            self._leave(self._running)
+            self._leave(self.running)
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,6 +414,7 @@ class Runs:
             async with asyncio.timeout(WAIT_SECONDS):
                 await opened.wait_kept()
         except TimeoutError:
+            self._expect_back(opened.running)
             message = "the result is not finished yet; try again, or read it as a whole, without Range"
             raise Busy(message, retry_after=_RETRY_SECONDS) from None
         finally:
@@ -420,6 +424,12 @@ class Runs:
             message = "there is no room to keep the result; read it as a whole, without Range"
             raise Busy(message, retry_after=int(WAIT_SECONDS))
         return finished
+
+    def _expect_back(self, running: Running) -> None:
+        """A reader who leaves comes again in a moment, and must not find the run at its start."""
+        running.expected_until = time.monotonic() + RETURN_SECONDS
+        asyncio.get_running_loop().call_later(RETURN_SECONDS, self._on_left, running)
+        running.run.output.run_on()
 
     async def _find(
         self, plan: Plan, request_id: str, *, waits_for_all: bool, is_patient: bool
@@ -576,6 +586,8 @@ class Runs:
             return
         if running.ended.is_set():
             self._end_unread(running)
+        elif running.expected_until > time.monotonic():
+            return
         elif running.is_ending:
             # What is left is to keep the result, or to clean up.
             return
