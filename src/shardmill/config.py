@@ -149,6 +149,9 @@ class ResultSettings:
 
     mode: Literal["on", "off"] = _setting("on", "`off`: transformed shards are streamed only, each reader its own run.")
     capacity: Size = _setting(Size(10 << 30), "Disk that results may take, bytes; the least used leave first.")
+    most: int = _setting(
+        100_000, "Results kept at most, whatever their size: each takes about 1.3 KB of memory.", least=1
+    )
     scratch: Seconds = _setting(Seconds(600), "Seconds that a result of one epoch is kept after its last reader.")
     spool_window: Size = _setting(Size(64 * MIB), "Bytes that a run may be ahead of its fastest reader on disk.")
 

@@ -227,7 +227,9 @@ def test_what_changes_beside_the_distributions_starts_nothing_anew(wheels: dict[
 @asynccontextmanager
 async def open_engine(data: Path, python: Path, *, workers: int = 1) -> AsyncIterator[Engine]:
     """Results kept, an environment `tiny`."""
-    async with ResultStore.open_directory(data / "results", capacity=1 << 30, scratch_seconds=600) as results:
+    async with ResultStore.open_directory(
+        data / "results", capacity=1 << 30, most=1000, scratch_seconds=600
+    ) as results:
         settings = settings_for(workers=workers)
         async with Engine.open(settings, data, [EnvironmentSettings("tiny", python)], results=results) as engine:
             yield engine

@@ -59,7 +59,9 @@ def shard(tmp_path: Path) -> Path:
 async def open_parts(
     data: Path, *, capacity: int = 1 << 30, spool_window: int = 64 << 20, **values: float
 ) -> AsyncIterator[tuple[Engine, ResultStore]]:
-    async with ResultStore.open_directory(data / "results", capacity=capacity, scratch_seconds=600) as results:
+    async with ResultStore.open_directory(
+        data / "results", capacity=capacity, most=1000, scratch_seconds=600
+    ) as results:
         async with Engine.open(settings_for(**values), data, (), results=results, spool_window=spool_window) as engine:
             yield engine, results
 

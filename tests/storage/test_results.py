@@ -19,8 +19,10 @@ def run(coroutine: Coroutine[Any, Any, None]) -> None:
 
 
 @asynccontextmanager
-async def open_store(directory: Path, *, capacity: int = 1 << 20, scratch: float = 600) -> AsyncIterator[ResultStore]:
-    async with ResultStore.open_directory(directory, capacity=capacity, scratch_seconds=scratch) as store:
+async def open_store(
+    directory: Path, *, capacity: int = 1 << 20, most: int = 100, scratch: float = 600
+) -> AsyncIterator[ResultStore]:
+    async with ResultStore.open_directory(directory, capacity=capacity, most=most, scratch_seconds=scratch) as store:
         yield store
 
 
@@ -169,15 +171,47 @@ def test_scratch_goes_first_and_after_its_time(tmp_path: Path) -> None:
     run(story())
 
 
-@pytest.mark.parametrize(
-    ("need", "chosen"),
-    [(1, ["scratch-old"]), (11, ["scratch-old", "scratch-new"]), (21, ["scratch-old", "scratch-new", "old"]), (99, [])],
-)
-def test_victims_are_scratch_first_then_the_least_recently_used(need: int, chosen: list[str]) -> None:
-    entries = [
-        ("new", 10, 9.0, False),
-        ("old", 10, 1.0, False),
-        ("scratch-new", 10, 8.0, True),
-        ("scratch-old", 10, 5.0, True),
-    ]
-    assert choose_victims(entries, need) == chosen
+@pytest.mark.parametrize(("need", "chosen"), [(0, []), (1, ["a"]), (11, ["a", "b"]), (30, ["a", "b", "c"]), (31, [])])
+def test_as_many_leave_as_are_needed_and_none_if_all_are_too_few(need: int, chosen: list[str]) -> None:
+    assert choose_victims([("a", 10), ("b", 10), ("c", 10)], need) == chosen
+
+
+def test_scratch_leaves_first_then_the_least_recently_used_after_a_restart_too(tmp_path: Path) -> None:
+    async def names(store: ResultStore) -> list[str]:
+        return [entry.key for entry in store.list()]
+
+    async def story() -> None:
+        async with open_store(tmp_path, capacity=6000) as store:
+            for key, is_scratch in (("a", False), ("s", True), ("b", False), ("t", True), ("c", False)):
+                await put(store, key, b"x" * 1000, is_scratch=is_scratch)
+            store.keep("t")
+            await get(store, "a")
+            await put(store, "d", b"x" * 2000)
+            assert await names(store) == ["a", "b", "t", "c", "d"]
+            await put(store, "e", b"x" * 1000)
+            assert await names(store) == ["a", "t", "c", "d", "e"]
+        for number, key in enumerate(("e", "d", "a", "c", "t")):  # a second reader of `t` was of before
+            os.utime(tmp_path / key, (number, number))
+        async with open_store(tmp_path, capacity=6000) as store:
+            await put(store, "f", b"x" * 2000)
+            assert sorted(await names(store)) == ["a", "c", "d", "f"]
+
+    run(story())
+
+
+def test_there_are_never_more_than_so_many_however_small(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with open_store(tmp_path, most=3) as store:
+            await put(store, "a", b"x")
+            held = await store.open("a")
+            assert held is not None
+            for number in range(6):
+                await put(store, f"b{number}", b"x")
+                assert len(store.list()) <= 3
+            assert [entry.key for entry in store.list()] == ["a", "b4", "b5"]
+            assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["a", "b4", "b5"]
+            held.close()
+        async with open_store(tmp_path, most=2) as store:
+            assert len(store.list()) == len([path for path in tmp_path.iterdir() if path.is_file()]) == 2
+
+    run(story())

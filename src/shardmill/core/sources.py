@@ -162,7 +162,9 @@ class ResultFiles(Protocol):
         """It is scratch no more."""
         ...
 
-    def list(self) -> Sequence["ResultEntry"]: ...
+    def list(self) -> Sequence["ResultEntry"]:
+        """All of them; may be called in a thread."""
+        ...
 
     async def remove(self, keys: Sequence[str]) -> int:
         """Remove results; readers that have them open keep them. Returns the bytes given back."""

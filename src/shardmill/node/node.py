@@ -57,7 +57,10 @@ class Node:
             if config.results.mode == "on":
                 results = await parts.enter_async_context(
                     ResultStore.open_directory(
-                        data / "results", capacity=config.results.capacity, scratch_seconds=config.results.scratch
+                        data / "results",
+                        capacity=config.results.capacity,
+                        most=config.results.most,
+                        scratch_seconds=config.results.scratch,
                     )
                 )
             engine = await parts.enter_async_context(

@@ -1,6 +1,8 @@
 """What a node does with a request for the results that it keeps: which there are, and removing them."""
 
+import asyncio
 import builtins
+import heapq
 from dataclasses import dataclass
 
 from shardmill.core.api import RemovedResults, ResultInfo, Results
@@ -27,14 +29,16 @@ class ResultFilter:
     def is_empty(self) -> bool:
         return self == ResultFilter()
 
-    def matches(self, result: ResultInfo) -> bool:
-        is_there = self.bucket is None or result.bucket == str(self.bucket)
-        return is_there and self.key in (None, result.object) and self._is_of(Spec.parse(result.transform))
+    def matches(self, result: ResultEntry) -> bool:
+        facts = result.facts
+        is_there = self.bucket is None or facts["bucket"] == str(self.bucket)
+        return is_there and self.key in (None, facts["object"]) and self._is_of(facts["transform"])
 
-    def _is_of(self, version: Spec) -> bool:
+    def _is_of(self, label: str) -> bool:
         wanted = self.transform
         if wanted is None:
             return True
+        version = Spec.parse(label)
         digits = (wanted.digest or "")[:SPEC_DIGITS]
         return (
             wanted.name == version.name
@@ -55,17 +59,20 @@ class KeptResults:
         self._files = files
         self._access = access
 
-    def list(self, principal: Principal, wanted: ResultFilter, *, limit: int = MAX_RESULTS) -> Results:
+    async def list(self, principal: Principal, wanted: ResultFilter, *, limit: int = MAX_RESULTS) -> Results:
         """Those that match, the last used first; `limit` is cut to `MAX_RESULTS`."""
         self._access.check(principal, "read", wanted.bucket)
         if self._files is None:
             return Results([], 0, 0, 0, 0)
-        found = self._find(wanted)
-        found.sort(key=lambda result: result.used, reverse=True)
+        found = await asyncio.to_thread(self._find, wanted)
+        newest = heapq.nlargest(min(limit, MAX_RESULTS), found, key=lambda entry: entry.used)
         statistics = self._files.statistics()
-        size = sum(result.size for result in found)
         return Results(
-            found[: min(limit, MAX_RESULTS)], len(found), size, used=statistics.used, capacity=int(statistics.capacity)
+            [_info(entry) for entry in newest],
+            len(found),
+            sum(entry.size for entry in found),
+            used=statistics.used,
+            capacity=int(statistics.capacity),
         )
 
     async def remove(self, principal: Principal, wanted: ResultFilter, *, everything: bool) -> RemovedResults:
@@ -81,12 +88,13 @@ class KeptResults:
             raise BadRequest("all=true goes with no transform, bucket or key")
         if self._files is None:
             return RemovedResults(0, 0)
-        keys = [result.key for result in self._find(wanted)]
+        keys = [entry.key for entry in await asyncio.to_thread(self._find, wanted)]
         return RemovedResults(len(keys), await self._files.remove(keys))
 
-    def _find(self, wanted: ResultFilter) -> builtins.list[ResultInfo]:
+    def _find(self, wanted: ResultFilter) -> builtins.list[ResultEntry]:
+        """In a thread: there may be very many."""
         assert self._files is not None
-        return [result for entry in self._files.list() if wanted.matches(result := _info(entry))]
+        return [entry for entry in self._files.list() if wanted.matches(entry)]
 
 
 def _info(entry: ResultEntry) -> ResultInfo:

@@ -112,7 +112,7 @@ class Api:
 
     async def results(self, call: Call) -> web.StreamResponse:
         query = call.query("transform", "bucket", "key", "limit")
-        found = self._node.results.list(call.principal, _filter(query), limit=_limit(query.get("limit")))
+        found = await self._node.results.list(call.principal, _filter(query), limit=_limit(query.get("limit")))
         return json_answer(found)
 
     async def remove_results(self, call: Call) -> web.StreamResponse:

@@ -6,11 +6,13 @@ those of any stored object. What is open is never evicted.
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -49,11 +51,11 @@ class _Entry:
         return self.trailer.size
 
 
-def choose_victims(entries: Iterable[tuple[str, int, float, bool]], need: int) -> list[str]:
-    """Which results to give up for `need` bytes: scratch first, then the least recently used.
+def choose_victims(entries: Iterable[tuple[str, int]], need: int) -> list[str]:
+    """Which results to give up for `need` bytes.
 
     Args:
-        entries: `(key, size, used, is_scratch)` of those that may go.
+        entries: `(key, size)` of those that may go, the first to go first; asked for no further than needed.
         need: Bytes.
 
     Returns:
@@ -61,7 +63,7 @@ def choose_victims(entries: Iterable[tuple[str, int, float, bool]], need: int) -
     """
     chosen: list[str] = []
     freed = 0
-    for key, size, _, _ in sorted(entries, key=lambda entry: (not entry[3], entry[2])):
+    for key, size in entries:
         if freed >= need:
             break
         chosen.append(key)
@@ -72,12 +74,18 @@ def choose_victims(entries: Iterable[tuple[str, int, float, bool]], need: int) -
 class ResultStore:
     """Results of one node. Use `ResultStore.open_directory`."""
 
-    def __init__(self, directory: Path, *, capacity: int, scratch_seconds: float, threads: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, directory: Path, *, capacity: int, most: int, scratch_seconds: float, threads: ThreadPoolExecutor
+    ) -> None:
         self._directory = directory
         self._capacity = capacity
+        self._most = most
         self._scratch_seconds = scratch_seconds
         self._threads = threads
         self._entries: dict[str, _Entry] = {}
+        self._scratch: OrderedDict[str, _Entry] = OrderedDict()
+        self._lasting: OrderedDict[str, _Entry] = OrderedDict()
+        """Both in order of use, so that the first to leave are found without looking at all."""
         self._verified = VerifiedBlocks()
         self._kept = 0
         self._spooling = 0
@@ -89,17 +97,18 @@ class ResultStore:
     @classmethod
     @asynccontextmanager
     async def open_directory(
-        cls, directory: Path, *, capacity: int, scratch_seconds: float
+        cls, directory: Path, *, capacity: int, most: int, scratch_seconds: float
     ) -> AsyncIterator["ResultStore"]:
         """Find what an earlier process kept; torn files and spools are removed.
 
         Args:
             directory: Made if it is not there.
             capacity: Bytes of all results and spools together.
+            most: Results at most, whatever their size.
             scratch_seconds: How long a scratch result that nobody opens is kept.
         """
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="results") as threads:
-            store = cls(directory, capacity=capacity, scratch_seconds=scratch_seconds, threads=threads)
+            store = cls(directory, capacity=capacity, most=most, scratch_seconds=scratch_seconds, threads=threads)
             await store.in_thread(store._load)
             await store._keep_to_capacity()
             expiring = asyncio.create_task(store._expire())
@@ -113,11 +122,12 @@ class ResultStore:
         (self._directory / _TEMPORARY).mkdir(parents=True, exist_ok=True)
         for path in (self._directory / _TEMPORARY).iterdir():
             path.unlink(missing_ok=True)
-        for path in self._directory.iterdir():
-            if path.is_file() and not self._load_file(path):
+        found = [(path.stat().st_mtime, path) for path in self._directory.iterdir() if path.is_file()]
+        for used, path in sorted(found):
+            if not self._load_file(path, used):
                 path.unlink(missing_ok=True)
 
-    def _load_file(self, path: Path) -> bool:
+    def _load_file(self, path: Path, used: float) -> bool:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             trailer = read_trailer(descriptor)
@@ -127,7 +137,7 @@ class ResultStore:
             os.close(descriptor)
         if trailer.key != path.name:
             return False
-        self._add(_Entry(trailer, path.stat().st_mtime, is_scratch=_SCRATCH in trailer.user))
+        self._add(_Entry(trailer, used, is_scratch=_SCRATCH in trailer.user))
         return True
 
     async def _keep_to_capacity(self) -> None:
@@ -135,6 +145,7 @@ class ResultStore:
         excess = self._kept - self._capacity
         if excess > 0:
             await self.remove(self._victims(excess))
+        await self.unlink(self._take_out_surplus())
 
     async def begin(self, key: str) -> "ResultSpool":
         """See `core.sources.ResultFiles`."""
@@ -153,7 +164,7 @@ class ResultStore:
         if entry is None:
             return None
         entry.leases += 1
-        entry.used = time.time()
+        self._use(key, entry)
         try:
             opening = asyncio.ensure_future(self.in_thread(_open, self._directory / key))
             descriptor = await opened(opening, _close)
@@ -164,6 +175,10 @@ class ResultStore:
             if self._entries.get(key) is entry:
                 self._take_out(key)
             return None
+        if self._entries.get(key) is not entry:
+            # Removed meanwhile; what was opened may be another result of that key, whose blocks nobody has verified.
+            os.close(descriptor)
+            return None
         source = PoolSource(descriptor, entry.trailer, self._verified.of(entry.trailer), self._threads)
         return ResultSource(source, lambda: self._release(entry), lambda: self._distrust(key, entry))
 
@@ -172,8 +187,9 @@ class ResultStore:
 
     def keep(self, key: str) -> None:
         entry = self._entries.get(key)
-        if entry is not None:
+        if entry is not None and entry.is_scratch:
             entry.is_scratch = False
+            self._lasting[key] = self._scratch.pop(key)
 
     def list(self) -> Sequence[ResultEntry]:
         return [
@@ -187,7 +203,7 @@ class ResultStore:
                 entry.leases,
                 entry.trailer.user,
             )
-            for key, entry in self._entries.items()
+            for key, entry in list(self._entries.items())
         ]
 
     async def remove(self, keys: Sequence[str]) -> int:
@@ -200,16 +216,13 @@ class ResultStore:
         while True:
             await asyncio.sleep(min(self._scratch_seconds / 4, _LOOK_SECONDS))
             limit = time.time() - self._scratch_seconds
-            old = [
-                key
-                for key, entry in self._entries.items()
-                if entry.is_scratch and not entry.leases and entry.used < limit
-            ]
+            old = [key for key, entry in self._scratch.items() if not entry.leases and entry.used < limit]
             await self.remove(old)
 
     def statistics(self) -> ResultStatistics:
-        scratch = sum(entry.is_scratch for entry in self._entries.values())
-        return ResultStatistics(len(self._entries), scratch, self._kept, self._spooling, self._capacity, self._evicted)
+        return ResultStatistics(
+            len(self._entries), len(self._scratch), self._kept, self._spooling, self._capacity, self._evicted
+        )
 
     async def count_free(self, size: int) -> int:
         """Bytes of the disk that results may still take; negative: they should give some back.
@@ -246,10 +259,20 @@ class ResultStore:
         return victims
 
     def _victims(self, need: int) -> Sequence[str]:
-        idle = [
-            (key, entry.size, entry.used, entry.is_scratch) for key, entry in self._entries.items() if not entry.leases
-        ]
-        return choose_victims(idle, need)
+        return choose_victims(self._idle(), need)
+
+    def _idle(self) -> Iterator[tuple[str, int]]:
+        """Those that may leave: scratch first, then the least recently used."""
+        for key, entry in itertools.chain(self._scratch.items(), self._lasting.items()):
+            if not entry.leases:
+                yield key, entry.size
+
+    def _take_out_surplus(self) -> Sequence[str]:
+        """Those that are too many; they are to be unlinked."""
+        surplus = [key for key, _ in itertools.islice(self._idle(), max(0, len(self._entries) - self._most))]
+        self._take_out_all(surplus)
+        self._evicted += len(surplus)
+        return surplus
 
     def give_back(self, size: int) -> None:
         """A spool needs so much of the quota no more."""
@@ -261,10 +284,21 @@ class ResultStore:
         self._spooling -= spool.size
         self._take_out(trailer.key)
         self._add(_Entry(trailer, time.time(), is_scratch))
+        await self.unlink(self._take_out_surplus())
 
     def _add(self, entry: _Entry) -> None:
-        self._entries[entry.trailer.key] = entry
+        key = entry.trailer.key
+        self._entries[key] = self._of_its_kind(entry)[key] = entry
         self._kept += entry.size
+
+    def _of_its_kind(self, entry: _Entry) -> OrderedDict[str, _Entry]:
+        return self._scratch if entry.is_scratch else self._lasting
+
+    def _use(self, key: str, entry: _Entry) -> None:
+        """It is used now, so it leaves last."""
+        entry.used = time.time()
+        if self._entries.get(key) is entry:
+            self._of_its_kind(entry).move_to_end(key)
 
     def _take_out_all(self, keys: Sequence[str]) -> dict[str, int]:
         """Key → bytes of those that were there."""
@@ -279,12 +313,13 @@ class ResultStore:
     def _take_out(self, key: str) -> _Entry | None:
         entry = self._entries.pop(key, None)
         if entry is not None:
+            del self._of_its_kind(entry)[key]
             self._kept -= entry.size
         return entry
 
     def _release(self, entry: _Entry) -> None:
         entry.leases -= 1
-        entry.used = time.time()
+        self._use(entry.trailer.key, entry)
 
     def _distrust(self, key: str, entry: _Entry) -> None:
         """A block of it failed its checksum: it must not be served again."""
