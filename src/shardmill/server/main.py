@@ -18,6 +18,7 @@ from shardmill.jobs.registry import Jobs
 from shardmill.node.node import Node
 from shardmill.server.app import METHODS, App
 from shardmill.server.connections import Listener
+from shardmill.server.heap import share_arenas
 from shardmill.telemetry import logs
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ def serve(config: Config) -> int:
     Recovery: none here; whatever was acknowledged is on disk when the process ends, however it ends.
     """
     logs.set_up(config.server.log_level)
+    share_arenas()
     try:
         sock = _bind(config.server)
         context = _tls(config.server)
