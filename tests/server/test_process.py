@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from shardmill.client import Client
+from shardmill.core.api import ConfigInfo
 from shardmill.testing.node import NodeFailed, running_node
 from tests.etl.judges import gnu_tar_is_content, tarfile_is_content
 from tests.server.wire import Peer, Unfinished, Wire, request, wait_for
@@ -69,8 +71,21 @@ def test_the_first_lines_say_where_it_is_and_what_to_try(wire: Wire, shards: Pat
     assert lines[0] == f"shardmill is ready at http://localhost:{port}"
     assert "  ais://pool  (pool)" in lines
     assert f"  gs://sharded-imagenet  ({shards}, read-only)" in lines
-    assert any(line.startswith("  isolation of transforms: ") for line in lines)
     assert f"try: shardmill --endpoint http://localhost:{port} ls ais://pool" in lines
+
+
+def test_the_layers_of_isolation_are_known_before_the_first_worker(shards: Path) -> None:
+    with serving(shards) as wire:
+        before = msgspec.json.decode(wire.get("/api/config").body, type=ConfigInfo).isolation
+        missing = ", ".join(name for name, is_active in before.items() if not is_active)
+        assert (
+            f"  isolation of transforms: all layers but {missing}; see shardmill doctor"
+            in wire.node.output.splitlines()
+        )
+        uuid = wire.register(SOURCE, "slow")
+        assert wire.get(f"/t/gs/sharded-imagenet/{uuid},count=1~{SHARD}").status == 200
+        assert msgspec.json.decode(wire.get("/api/config").body, type=ConfigInfo).isolation == before
+        assert before["own_session"]
 
 
 def test_a_port_in_use_names_the_way_out(wire: Wire) -> None:

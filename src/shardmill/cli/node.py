@@ -187,9 +187,7 @@ def _examine_environments(settings: ConfigInfo) -> list[Finding]:
 
 
 def _examine_isolation(settings: ConfigInfo) -> list[Finding]:
-    """Layers around user code; before the first worker none has been tried."""
-    if not settings.isolation:
-        return [Finding("note", "isolation", "no worker has been started yet")]
+    """Layers around user code."""
     return [
         Finding("ok" if active else "note", f"isolation {name}", "active" if active else "not active")
         for name, active in sorted(settings.isolation.items())

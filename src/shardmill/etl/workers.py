@@ -15,6 +15,7 @@ from shardmill.config import TransformSettings
 from shardmill.core.errors import Busy, ShardmillError
 from shardmill.etl.batches import Failed, Work
 from shardmill.etl.environments import Environment
+from shardmill.etl.isolation import find_layers
 from shardmill.etl.processes import WorkerProcess, worker_key
 from shardmill.etl.versions import Version
 
@@ -32,7 +33,7 @@ class WorkerPool:
     def __init__(self, settings: TransformSettings) -> None:
         self.lanes = settings.worker_count
         self.layers: dict[str, bool] = {}
-        """Isolation layers as the newest worker reported them."""
+        """Isolation layers as the newest worker reported them; before the first one, as a trial found them."""
         self._settings = settings
         self._names = itertools.count(1)
         self._works: dict[int, Work] = {}
@@ -44,6 +45,7 @@ class WorkerPool:
         self._watcher: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "WorkerPool":
+        self.layers = await find_layers()
         self._watcher = asyncio.create_task(self._watch())
         return self
 

@@ -271,7 +271,7 @@ class Transforms:
         await self._engine.environments.remove(name, force=force)
 
     def isolation(self) -> dict[str, bool]:
-        """Layers around user code → active, as the newest worker found them; all False before the first one.
+        """Layers around user code → active, as the newest worker found them.
 
         Confinement to a part of the file system and a full filter of system calls are not there yet.
         """

@@ -141,10 +141,10 @@ def _announce(node: Node, sock: socket.socket, *, tls: bool) -> None:
         lines.append(f"  {bucket.uri}  ({where})")
     if not buckets:
         lines.append("  no buckets are configured; make one with: shardmill mb ais://NAME")
-    layers = node.transforms.isolation()
-    active = [name for name, is_active in layers.items() if is_active]
+    missing = [name for name, is_active in node.transforms.isolation().items() if not is_active]
+    isolation = f"all layers but {', '.join(missing)}; see shardmill doctor" if missing else "all layers"
     lines.append(f"  data: {node.config.server.data}; samples at once: {node.config.transforms.worker_count}")
-    lines.append(f"  isolation of transforms: {', '.join(active)}; shardmill doctor tells what is missing")
+    lines.append(f"  isolation of transforms: {isolation}")
     if not is_loopback(host):
         lines.append("  WARNING: no credentials are asked for; who reaches this address can run code here")
     endpoint = "" if port == 51080 and not tls else f" --endpoint {url}"

@@ -26,6 +26,9 @@ LAYERS = (
 )
 """Names as reported; `doctor` lists those that are not active."""
 
+BY_BIRTH = {"own_session": True, "empty_environment": True, "scratch_directory": True}
+"""Layers that no kernel lacks: a zygote forks every worker with them."""
+
 FILE_SIZE = 1 << 30  # bytes a worker may write into one file of its scratch directory
 DESCRIPTORS = 1024
 SWEEP_SECONDS = 0.5  # how long a process that a function left behind may live on after its worker

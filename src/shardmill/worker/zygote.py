@@ -160,8 +160,7 @@ class Zygote:
             self._connection.sock.close()
             _enter_scratch(head["scratch"])
             layers = limits.confine(parent, head["memory"], head["scratch"])
-            layers |= {"own_session": True, "empty_environment": True, "scratch_directory": True}
-            status = serve(socket.socket(fileno=sock), arena, head["arena"], layers)
+            status = serve(socket.socket(fileno=sock), arena, head["arena"], layers | limits.BY_BIRTH)
         finally:
             # No atexit handlers and no buffered output of the zygote's in a child.
             os._exit(status)
