@@ -31,6 +31,22 @@ def test_versions_with_arguments_are_found_again_after_a_restart(tmp_path: Path)
             found.get("t", made[0].info.digest, "0123456789ab")
 
 
+def test_what_there_is_not_is_answered_with_what_comes_near(tmp_path: Path) -> None:
+    registry = Versions(tmp_path)
+    with pytest.raises(TransformNotFound, match="none is registered"):
+        registry.get("t")
+    version = version_with(None)
+    for name in ("augment", *(f"other-{number:02}" for number in range(12))):
+        info = msgspec.structs.replace(version.info, name=name, uuid=f"{name}@{version.info.digest[:12]}")
+        asyncio.run(registry.add(Version(info, version.code, allow_pickle=False)))
+    with pytest.raises(TransformNotFound, match=r"^no transform 'augmnt'; did you mean 'augment'\?$"):
+        registry.get("augmnt")
+    with pytest.raises(TransformNotFound, match=f"; of augment there is augment@{version.info.digest[:12]}$"):
+        registry.get("augment", "0" * 12)
+    with pytest.raises(TransformNotFound, match=r"; registered: augment, other-00, .*, other-08 and 3 more$"):
+        registry.get("zzz")
+
+
 def test_without_arguments_people_get_the_version_that_was_registered_last(tmp_path: Path) -> None:
     registry = Versions(tmp_path)
     first, second = version_with({"size": 1}), version_with({"size": 2})

@@ -21,7 +21,6 @@ from shardmill.config import ConfigError
 from shardmill.core.errors import (
     BadRequest,
     BucketNotFound,
-    BucketReadOnly,
     ObjectNotFound,
     ShardmillError,
     TransformNotFound,
@@ -32,7 +31,6 @@ from shardmill.testing.node import NodeFailed
 
 HINTS: dict[type[ShardmillError], str] = {
     BucketNotFound: "`shardmill ls` shows the buckets",
-    BucketReadOnly: "serve it with --bucket URI=dir-rw:PATH, or put into an ais:// bucket",
     ObjectNotFound: "`shardmill ls BUCKET` shows what is there",
     TransformNotFound: "`shardmill transform ls` shows the registered ones",
     Unauthenticated: "set SHARDMILL_TOKEN",

@@ -164,9 +164,11 @@ class ShardBody:
             return []
 
     def _explained(self, failure: FailureInfo) -> TransformFailed:
-        place = f"sample {failure.sample!r} of {failure.bucket}/{failure.object}" if failure.sample else str(self._ref)
+        message = failure.message
+        if failure.sample and not message.startswith("sample "):
+            message = f"sample {failure.sample!r}: {message}"
         return TransformFailed(
-            f"transform {failure.transform} failed at {place}: {failure.message}",
+            f"transform {failure.transform} failed at {self._ref}: {message}",
             traceback=failure.traceback,
             request_id=self._answer.request_id,
         )

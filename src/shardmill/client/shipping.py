@@ -85,15 +85,15 @@ def ship_file(target: str) -> Shipment:
     file, colon, function = target.rpartition(":")
     if not colon or not file or not function.isidentifier():
         raise BadRequest(f"{target!r} is not FILE.py:FUNCTION")
-    with tokenize.open(file) as text:
-        source = text.read()
     filename = os.path.abspath(file)
     try:
+        with tokenize.open(file) as text:
+            source = text.read()
         tree = ast.parse(source, filename)
         form = form_of_source(source, function, filename)
     except (SyntaxError, ValueError) as error:
-        line = getattr(error, "lineno", None)
-        raise CannotShip(f"{file}{f':{line}' if line else ''} is not Python: {error}") from error
+        line, reason = getattr(error, "lineno", None), getattr(error, "msg", None) or error
+        raise CannotShip(f"{file}{f':{line}' if line else ''} is not Python: {reason}") from error
     imports = list(_imports(tree))
     for name, line in imports:
         _check_import(name, Path(filename).parent, f"{file}:{line}")

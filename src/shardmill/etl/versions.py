@@ -6,6 +6,7 @@ The newest version of a name is the one registered last, an old one registered a
 
 import asyncio
 import contextlib
+import difflib
 import errno
 import hashlib
 import time
@@ -27,6 +28,8 @@ FORM = 1
 
 FORMAT = 1
 """Raised when decoding, encoding or framing changes the bytes that a version gives; part of a result's key."""
+
+_NAMED = 10  # transforms that an error lists
 
 _RECORD = ".json"
 _PAYLOAD = ".code"
@@ -108,9 +111,7 @@ class Versions:
             if _fits(key, name, digest, args) and (digest is None or key[2] == args)
         ]
         if not found:
-            known = sorted({known_name for known_name, _, _ in self._versions})
-            hint = f"registered: {', '.join(known)}" if known else "none is registered"
-            raise TransformNotFound(f"no transform {str(Spec(name, digest, args=args))!r} ({hint})")
+            raise TransformNotFound(f"no transform {str(Spec(name, digest, args=args))!r}; {self._others(name)}")
         if digest is not None and len({version.info.digest for version in found}) > 1:
             raise Conflict(f"transform {name}@{digest} stands for several versions; give more digits")
         return found[-1]
@@ -126,6 +127,17 @@ class Versions:
         if args is None and keys:
             args = keys[-1][2]
         return self.get(name, digest, args)
+
+    def _others(self, name: str) -> str:
+        """What there is instead of a version that there is not: of the same name, of one alike, or of any."""
+        names = sorted({known for known, _, _ in self._versions})
+        if not names:
+            return "none is registered"
+        if name in names:
+            uuids = [version.info.uuid for key, version in self._versions.items() if key[0] == name]
+            return f"of {name} there {'is' if len(uuids) == 1 else 'are'} {_shortened(uuids[::-1])}"
+        alike = difflib.get_close_matches(name, names, n=1)
+        return f"did you mean {alike[0]!r}?" if alike else f"registered: {_shortened(names)}"
 
     async def add(self, version: Version) -> bool:
         """Keep a version and make it the newest of its name; False: it was known.
@@ -214,6 +226,11 @@ class Versions:
             self._versions[info.name, info.digest, arguments_hash(info.args)] = version
         for stray in self._directory.glob("*/*.tmp"):
             stray.unlink(missing_ok=True)
+
+
+def _shortened(names: Sequence[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _probe_of(version: Version, environment: str) -> ProbeReport | None:

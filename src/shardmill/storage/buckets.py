@@ -142,7 +142,7 @@ class Buckets:
         found = self._directories.get(bucket) or self._pools.get(bucket)
         if found is None:
             way_out = (
-                f"shardmill mb {bucket}"
+                f"make it with: shardmill mb {bucket}"
                 if bucket.provider == "ais"
                 else f"start the node with --bucket {bucket}=dir:PATH"
             )
@@ -209,7 +209,9 @@ class Buckets:
             # An object that is being stored meanwhile is either in the index or told that there is no bucket.
             async with store.quiet():
                 if not force and not await index.is_empty(store.identity):
-                    raise Conflict(f"bucket {bucket} is not empty; remove its objects, or force it")
+                    raise Conflict(
+                        f"bucket {bucket} is not empty; remove its objects, or force it (shardmill rb --force)"
+                    )
                 others = [other for other in self._pools.values() if other is not store]
                 await self._in_thread(self._save, others)
                 store.is_removed = True

@@ -63,8 +63,8 @@ class CommandTask:
         """The command's file as of now: this process may outlive the installation of another."""
         found = shutil.which(self._command, path=self._path)
         if found is None:
-            where = "is no executable file" if "/" in self._command else f"is not found in {self._path}"
-            raise SampleFailure(f"the command {self._command!r} {where}, at the node")
+            where = "is no executable file at the node" if "/" in self._command else "is not found in the node's PATH"
+            raise SampleFailure(f"the command {self._command!r} {where}")
         return os.path.abspath(found)
 
     def _start(self, argv: list[str], folder: str) -> "subprocess.Popen[bytes]":
