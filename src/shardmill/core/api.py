@@ -251,6 +251,11 @@ class TransformDetails(msgspec.Struct, frozen=True):
     transform: TransformInfo
     statistics: TransformStatistics
 
+    @property
+    def uuid(self) -> str:
+        """Of the version, for URLs: `client.object_url(bucket, name, client.transforms.get("augment").uuid)`."""
+        return self.transform.uuid
+
 
 class Transforms(msgspec.Struct, frozen=True):
     transforms: list[TransformInfo]
