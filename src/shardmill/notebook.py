@@ -3,6 +3,7 @@
 Nothing blocks and no display is needed; in a notebook the figure shows at the end of the cell.
 """
 
+import importlib.util
 import io
 import itertools
 import math
@@ -84,6 +85,16 @@ def draw_before_after(before: Sequence[StreamedSample], after: Sequence[Streamed
     if all(picture is None for _, picture in pictures):
         raise BadRequest("neither the samples nor what the transform made of them hold pictures")
     return _draw(pictures, "")
+
+
+def check_drawing() -> None:
+    """Fail now rather than after the work whose outcome is to be drawn.
+
+    Raises:
+        ImportError: Names the extra that is missing.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError("drawing needs matplotlib: pip install 'shardmill[notebook]'")
 
 
 def picture_of(sample: StreamedSample) -> Array | None:
@@ -169,10 +180,9 @@ def _draw(pictures: Sequence[tuple[str, Array | None]], title: str) -> "Figure":
 
 
 def _new_figure(width: float, height: float) -> "Figure":
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("drawing needs matplotlib: pip install 'shardmill[notebook]'") from error
+    check_drawing()
+    from matplotlib.figure import Figure
+
     size = (width, height)
     if "ipykernel" in sys.modules:
         # Only figures that pyplot knows are shown at the end of a notebook's cell.

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -246,7 +247,8 @@ def test_a_failure_is_explained_recorded_and_replayed(shell: Shell, function: Pa
     assert not Path("out.tar").exists()
     (failure,) = client.transforms.errors("unlucky").failures[:1]
     assert failure.sample is not None
-    assert failure.sample in ok(shell("transform", "errors", "unlucky"))
+    assert err.partition("Traceback")[0].count(f"sample {failure.sample!r}") == 1
+    assert ok(shell("transform", "errors", "unlucky")).count(f"sample {failure.sample!r}") == 1
     assert "ValueError" in ok(shell("transform", "errors", "unlucky", "-v"))
     status, _, err = shell("transform", "replay", "unlucky", uri, failure.sample)
     assert status == 1
@@ -259,9 +261,29 @@ def test_a_failure_is_explained_recorded_and_replayed(shell: Shell, function: Pa
 def test_status_doctor_and_config(shell: Shell) -> None:
     assert IMAGENET in ok(shell("status"))
     assert json.loads(ok(shell("status", "--json")))["workers"] == 2
-    assert "node" in ok(shell("doctor"))
+    examined = ok(shell("doctor"))
+    assert re.search(r"clock +the node's is this one's, to the second", examined)
+    assert re.search(r"isolation file_system_scope +not active: this version has none", examined)
     assert {json.loads(line)["verdict"] for line in ok(shell("doctor", "--json")).splitlines()} <= {"ok", "note"}
     assert json.loads(ok(shell("config")))["version"] == __version__
+
+
+def test_a_read_only_bucket_says_once_how_to_write(shell: Shell, function: Path) -> None:
+    status, _, err = shell("put", str(function), IMAGENET)
+    assert status == 1
+    assert err.count("dir-rw:PATH") == 1
+
+
+def test_the_newest_version_of_a_name_gives_its_uuid(client: Client, function: Path) -> None:
+    uuid = client.transforms.add(f"{function}:shrink", "newest").uuid
+    assert client.transforms.get("newest").uuid == uuid
+
+
+def test_an_environment_lists_few_of_its_transforms(shell: Shell, function: Path, client: Client) -> None:
+    for name in ("few-a", "few-b", "few-c"):
+        client.transforms.add(f"{function}:shrink", name)
+    line = next(line for line in ok(shell("transform", "env", "ls")).splitlines() if line.startswith("default "))
+    assert re.search(r" few-c@\w{12}, few-b@\w{12} and \d+ more ", line)
 
 
 def test_a_closed_pipe_ends_like_any_filter(node: RunningNode, shards: Path, tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ def test_photographs_are_packed_served_transformed_and_drawn(
     assert {label for _, label in samples} == set(range(len(photographs.PHOTOGRAPHS)))
     assert len({PIL.Image.open(io.BytesIO(jpeg)).size for jpeg, _ in samples}) > len(samples) // 2
     assert f"packed {len(samples)} pictures of 12 classes into 2 shards" in said
+    assert said.endswith("the node is stopped again; with --keep it stays, to be tried\n")
     assert re.search(r"^http://127\.0\.0\.1:\d+/t/ais/demo/imagenet-train@[0-9a-f]{12},seed=1,", printed)
     assert f"  {len(samples)} samples in " in printed
     assert re.search(r"on \d+ cores?\n  first byte after \d+ ms\n  .* MiB stored, .* MiB received\n", printed)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shardmill.cli.output import say, size_text
+from shardmill.cli.output import count_text, say, size_text
 from shardmill.cli.plain_reading import PlainShard
 from shardmill.cli.serve import check_server_is_installed
 from shardmill.cli.trying import costs_text, difference
@@ -75,9 +75,10 @@ def demo(
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the node running until Ctrl-C.")] = False,
 ) -> None:
-    """Serve real photographs, transform them in the store, and draw before and after.
+    """Transform real photographs in a store, and draw them.
 
-    The photographs come with scikit-image, which the extra `demo` brings; nothing is downloaded.
+    A node of its own serves them; the picture shows them before and after. The photographs come with scikit-image,
+    which the extra `demo` brings; nothing is downloaded.
     """
     check_server_is_installed()
     if shards is not None and images is not None:
@@ -90,6 +91,8 @@ def demo(
                 _show(client, stock, out / "before-after.png")
             if keep:
                 _keep_running(node, stock)
+    if not keep:
+        say("the node is stopped again; with --keep it stays, to be tried")
 
 
 @contextlib.contextmanager
@@ -143,9 +146,9 @@ def _stock(out: Path, shards: Path | None, images: Path | None) -> Stock:
         packed = photographs.pack_photographs(out / "shards")
     else:
         packed = photographs.pack_pictures(images, out / "shards")
-    classes = f"{len(packed.classes)} {'classes' if len(packed.classes) > 1 else 'class'}"
+    classes = f"{len(packed.classes)} {'class' if len(packed.classes) == 1 else 'classes'}"
     say(
-        f"packed {packed.pictures} pictures of {classes} into {_number(packed.shards, 'shard')} "
+        f"packed {count_text(packed.pictures, 'picture')} of {classes} into {count_text(len(packed.shards), 'shard')} "
         f"in {time.monotonic() - began:.1f} s: {size_text(packed.size)} in {packed.directory}"
     )
     return Stock(packed.directory, packed.shards, packed.classes)
@@ -220,7 +223,7 @@ def _report(reading: Reading, client: Client, url: str) -> None:
     lines = [
         url,
         f"  {reading.samples} samples in {reading.seconds:.2f} s: {reading.samples / reading.seconds:.0f} a second, "
-        f"on {_cores(workers)}",
+        f"on {count_text(workers, 'core')}",
         f"  first byte after {reading.first_byte * 1000:.0f} ms",
         f"  {size_text(costs.bytes_in)} stored, {size_text(reading.received)} received",
         f"  worker: {costs_text(costs)}",
@@ -267,7 +270,7 @@ def _keep_running(node: RunningNode, stock: Stock) -> None:
     print(
         f"\nthe node runs on until Ctrl-C; in another terminal:\n"
         f"  export SHARDMILL_ENDPOINT={node.endpoint}\n"
-        f"  {command} ls --members {shard}\n"
+        f"  {command} ls -l --members {shard} | head -n 4\n"
         f"  {command} transform show {NAME}\n"
         f"  {command} transform try {os.path.relpath(TRANSFORM)}:train_transform {shard}\n"
         f"  curl -s '{url}' | tar -tvf - | head -n 6",
@@ -279,11 +282,3 @@ def _keep_running(node: RunningNode, stock: Stock) -> None:
         say("\nstopping the node")
         return
     raise NodeFailed(f"the node ended by itself with status {status}:\n{node.output}")
-
-
-def _number(things: Sequence[object], noun: str) -> str:
-    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
-
-
-def _cores(count: int) -> str:
-    return "1 core" if count == 1 else f"{count} cores"

@@ -17,10 +17,12 @@ EndpointOption = Annotated[
     str | None, typer.Option("--endpoint", metavar="URL", help="The node; default: SHARDMILL_ENDPOINT.")
 ]
 TransformOption = Annotated[str | None, typer.Option("--transform", metavar="NAME|UUID", help="Transform it.")]
-SeedOption = Annotated[int | None, typer.Option(help="Of a transform: the same bytes every time.")]
-EpochOption = Annotated[int | None, typer.Option(help="Of a transform, with --seed: other draws each epoch.")]
-StartOption = Annotated[int | None, typer.Option(help="Of a transform: first sample, from 0.")]
-CountOption = Annotated[int | None, typer.Option(help="Of a transform: how many samples.")]
+SeedOption = Annotated[int | None, typer.Option(metavar="N", help="Of a transform: the same bytes every time.")]
+EpochOption = Annotated[
+    int | None, typer.Option(metavar="N", help="Of a transform, with --seed: other draws each epoch.")
+]
+StartOption = Annotated[int | None, typer.Option(metavar="N", help="Of a transform: first sample, from 0.")]
+CountOption = Annotated[int | None, typer.Option(metavar="N", help="Of a transform: how many samples.")]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """A node seen from outside: `status doctor config`."""
 
 import importlib.util
+import math
 import platform
 import shutil
 import sys
@@ -15,12 +16,20 @@ import typer
 from shardmill import __version__
 from shardmill.cli.locations import EndpointOption, connect
 from shardmill.cli.metrics import Metrics
-from shardmill.cli.output import JsonOption, print_document, print_json, print_table, say, size_text
+from shardmill.cli.output import JsonOption, count_text, print_document, print_json, print_table, say, size_text
 from shardmill.client import Client, NodeUnreachable
 from shardmill.core.api import ConfigInfo, TransformStatistics
 from shardmill.core.errors import ShardmillError
 
 LOW_DISK = 0.05  # of the file system's size free; below, results begin to leave
+LACKING = {
+    "file_system_scope": "this version has none; functions read what the node's user may read",
+    "system_call_filter": "this version has none; functions may make any system call but opening sockets",
+    "trace_scope": "it takes Landlock (Linux 5.19)",
+    "signal_scope": "it takes Landlock (Linux 6.12)",
+    "read_only_files": "it takes Landlock (Linux 6.2)",
+}
+"""Why a layer of isolation is not there, and what that leaves open."""
 CLOCK_SKEW = 5.0  # seconds; signed URLs and Last-Modified go wrong beyond
 
 
@@ -127,7 +136,7 @@ def doctor(
             print(f"{finding.verdict:6}  {finding.about:{width}}  {finding.text}")
     broken = sum(finding.verdict == "broken" for finding in findings)
     if broken:
-        say(f"{broken} thing{'' if broken == 1 else 's'} broken")
+        say(f"{count_text(broken, 'thing')} broken")
         raise typer.Exit(1)
 
 
@@ -157,7 +166,11 @@ def _examine_node(client: Client) -> list[Finding]:
             f"shardmill {settings.version}" + ("" if same else f"; this client is {__version__}"),
         ),
         Finding(
-            "ok" if abs(skew) < CLOCK_SKEW else "note", "clock", f"the node's differs by {abs(skew):.0f} s from here"
+            "ok" if abs(skew) < CLOCK_SKEW else "note",
+            "clock",
+            f"the node's is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} this one"
+            if skew
+            else "the node's is this one's, to the second",
         ),
         Finding("ok" if buckets else "note", "buckets", f"{len(buckets)}" if buckets else "none; `shardmill mb`"),
     ]
@@ -189,12 +202,17 @@ def _examine_environments(settings: ConfigInfo) -> list[Finding]:
 def _examine_isolation(settings: ConfigInfo) -> list[Finding]:
     """Layers around user code."""
     return [
-        Finding("ok" if active else "note", f"isolation {name}", "active" if active else "not active")
+        Finding(
+            "ok" if active else "note",
+            f"isolation {name}",
+            "active" if active else f"not active: {LACKING.get(name, 'this kernel does not grant it')}",
+        )
         for name, active in sorted(settings.isolation.items())
     ]
 
 
 def _clock_skew(client: Client) -> float:
-    """Seconds that the node's clock is ahead; to the second, as its Date header is."""
+    """Seconds that the node's clock is ahead; to the second, as its Date header is, whose fraction is cut off."""
     date = client.probe().get("Date")
-    return 0.0 if date is None else round(parsedate_to_datetime(date).timestamp() - time.time())
+    ahead = 0.0 if date is None else parsedate_to_datetime(date).timestamp() - time.time()
+    return math.ceil(ahead) if ahead < 0 else math.floor(ahead)

@@ -19,7 +19,7 @@ from shardmill.cli.locations import (
     locate,
     split_prefix,
 )
-from shardmill.cli.output import JsonOption, print_json, print_table, say, size_text, time_text
+from shardmill.cli.output import JsonOption, count_text, print_json, print_table, say, size_text, time_text
 from shardmill.client import BucketHandle
 from shardmill.core.api import ObjectInfo
 from shardmill.core.errors import BadRequest, ObjectNotFound, RangeNotSatisfiable
@@ -106,7 +106,7 @@ def rm(
         for name in keys:
             handle.object(name).delete()
             removed += 1
-    say(f"removed {removed} object{'' if removed == 1 else 's'}")
+    say(f"removed {count_text(removed, 'object')}")
 
 
 def mb(

@@ -52,13 +52,18 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, right
 
 
 def size_text(size: int) -> str:
-    """Bytes for people: `4096`, `1.5 MiB`."""
+    """Bytes for people: `512 B`, `1.5 MiB`."""
     value = float(size)
-    for unit in ("", "KiB", "MiB", "GiB", "TiB"):
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if value < 1024 or unit == "TiB":
             break
         value /= 1024
-    return str(size) if not unit else f"{value:.1f} {unit}"
+    return f"{size} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def count_text(count: int, noun: str) -> str:
+    """`1 object`, `2 objects`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def time_text(seconds: float) -> str:
@@ -96,5 +101,5 @@ def progress(label: str, total: int | None, *, shown: bool = True) -> Iterator[A
 def summary(verb: str, objects: int, size: int, began: float) -> str:
     """`got 6 objects, 12.0 MiB in 0.1 s (120.0 MiB/s)`."""
     seconds = max(time.monotonic() - began, 1e-9)
-    noun = "object" if objects == 1 else "objects"
-    return f"{verb} {objects} {noun}, {size_text(size)} in {seconds:.1f} s ({size_text(int(size / seconds))}/s)"
+    speed = f"{size_text(int(size / seconds))}/s"
+    return f"{verb} {count_text(objects, 'object')}, {size_text(size)} in {seconds:.1f} s ({speed})"

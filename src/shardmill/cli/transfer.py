@@ -139,8 +139,10 @@ def put(
 
 
 def cp(
-    source: Annotated[str, typer.Argument(metavar="URI", help="provider://bucket/key, or a node's URL.")],
-    target: Annotated[str, typer.Argument(metavar="URI", help="provider://bucket[/prefix/] or provider://bucket/key")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="provider://bucket/key, or a node's URL.")],
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="provider://bucket[/prefix/] or provider://bucket/key")
+    ],
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="All objects below the prefix.")] = False,
     transform: TransformOption = None,
     seed: SeedOption = None,

@@ -1,5 +1,7 @@
 """Transforms of a node: `transform add add-command add-pipeline try replay ls show errors rm`."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, cast
 
 import msgspec
@@ -8,11 +10,23 @@ import typer
 from shardmill.cli import results, trying
 from shardmill.cli.locations import EndpointOption, EpochOption, Options, SeedOption, connect, locate
 from shardmill.cli.objects import read_samples
-from shardmill.cli.output import JsonOption, print_document, print_json, print_table, say, size_text, time_text
+from shardmill.cli.output import (
+    JsonOption,
+    count_text,
+    print_document,
+    print_json,
+    print_table,
+    say,
+    size_text,
+    time_text,
+)
 from shardmill.client.shards import describe_sample, read_stream
 from shardmill.core.api import Kind, ProbeReport, TransformDetails, TransformInfo, TransformStatistics
 from shardmill.core.errors import BadRequest, MemberNotFound, TransformFailed
 from shardmill.core.specs import Spec
+from shardmill.notebook import check_drawing
+
+_SHOWN = 2  # transforms of an environment in the table of environments
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Register functions, try them, see how they fare.")
 
@@ -21,7 +35,17 @@ app.add_typer(results.app, name="results")
 environments = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Environments that transforms run in.")
 app.add_typer(environments, name="env")
 
-FunctionArgument = Annotated[str, typer.Argument(metavar="FILE.py:FUNC", help="The file is not run here.")]
+
+def _check_file(target: str) -> str:
+    file, colon, _ = target.rpartition(":")
+    if colon and file and not Path(file).is_file():
+        raise BadRequest(f"{file}: no such file; what is wanted is FILE.py:FUNC")
+    return target
+
+
+FunctionArgument = Annotated[
+    str, typer.Argument(metavar="FILE.py:FUNC", help="The file is not run here.", callback=_check_file)
+]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME[@DIGEST]", help="Without a digest: its newest version.")]
 DecoderOption = Annotated[
     str | None, typer.Option(metavar="SPEC", help="As WebDataset's decode: pil (default), rgb, …; none: bytes.")
@@ -89,9 +113,10 @@ def add_command(
     json: JsonOption = False,
     endpoint: EndpointOption = None,
 ) -> None:
-    """Register a command line over whole objects, and print its uuid for URLs.
+    """Register a command line that takes whole objects.
 
-    It gets an object on its standard input, or as {path}, and gives the output on its standard output.
+    It gets an object on its standard input, or as {path}, and gives the output on its standard output. The uuid for
+    URLs is printed.
     """
     info = connect(endpoint).transforms.add_command(
         argv, name, args=parse_arguments(args), env=env, probe=probe, progress=say
@@ -107,9 +132,10 @@ def add_pipeline(
     json: JsonOption = False,
     endpoint: EndpointOption = None,
 ) -> None:
-    """Register functions that follow one another in one worker, and print the uuid.
+    """Register functions that follow one another.
 
-    A part without a digest is the newest version of its name, now and for good.
+    They run in one worker; the uuid for URLs is printed. A part without a digest is the newest version of its name, now
+    and for good.
     """
     transforms = connect(endpoint).transforms
     uuids = [part if "@" in part else transforms.get(part).transform.uuid for part in parts]
@@ -122,7 +148,9 @@ def try_function(
     shard: Annotated[str, typer.Argument(metavar="SHARD", help="URI of a shard, or a local .tar.")],
     name: Annotated[str, typer.Option(metavar="N", help="Default: the function's own.")] = "",
     samples: Annotated[int, typer.Option(min=1, metavar="N", help="How many.")] = 8,
-    picture: Annotated[str | None, typer.Option(metavar="OUT.png", help="Write pictures before and after.")] = None,
+    picture: Annotated[
+        str | None, typer.Option(metavar="OUT.png", help="Write pictures before and after; needs the extra notebook.")
+    ] = None,
     decoder: DecoderOption = "pil",
     fields: FieldsOption = None,
     args: ArgsOption = None,
@@ -136,6 +164,8 @@ def try_function(
 
     Shows what goes in, what comes out, what it costs, and whether running it in the store pays.
     """
+    if picture is not None:
+        check_drawing()
     with trying.shard_at(shard, endpoint) as location:
         info = location.client.transforms.add(
             function,
@@ -197,7 +227,7 @@ def replay(
             drawn = reader.seed
     except TransformFailed as error:
         raise TransformFailed(f"it fails: {error.message}", traceback=error.traceback) from error
-    say(f"it succeeds with seed {drawn}; {len(outputs)} sample{'' if len(outputs) == 1 else 's'} came out")
+    say(f"it succeeds with seed {drawn}; {count_text(len(outputs), 'sample')} came out")
     for output in outputs:
         print("\n".join(describe_sample(output)))
 
@@ -234,7 +264,7 @@ def show(name: NameArgument, json: JsonOption = False, endpoint: EndpointOption 
 def errors(
     name: Annotated[str | None, typer.Argument(metavar="NAME[@DIGEST]", help="Default: of all.")] = None,
     bucket: Annotated[str | None, typer.Option(metavar="URI", help="Only of this bucket.")] = None,
-    key: Annotated[str | None, typer.Option(help="Only of this shard or sample.")] = None,
+    key: Annotated[str | None, typer.Option(metavar="KEY", help="Only of this shard or sample.")] = None,
     request: Annotated[str | None, typer.Option(metavar="ID", help="Only of this request.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="With tracebacks.")] = False,
     json: JsonOption = False,
@@ -246,21 +276,22 @@ def errors(
         if json:
             print_json(failure)
             continue
-        place = f"{failure.bucket}/{failure.object}" + (f" sample {failure.sample}" if failure.sample else "")
+        is_named = failure.sample is None or failure.message.startswith("sample ")
+        place = f"{failure.bucket}/{failure.object}" + ("" if is_named else f": sample {failure.sample!r}")
         print(f"{time_text(failure.time)}  {failure.transform}  {place}: {failure.message}")
         for text in (failure.traceback, failure.output) if verbose else ():
             if text:
                 print("    " + text.rstrip().replace("\n", "\n    "))
     if not json:
         more = found.total - len(found.failures)
-        say(
-            f"{found.total} failure{'' if found.total == 1 else 's'}"
-            + (f", {more} of them only counted" if more else "")
-        )
+        say(count_text(found.total, "failure") + (f", {more} of them only counted" if more else ""))
 
 
 @app.command()
-def rm(name: NameArgument, endpoint: EndpointOption = None) -> None:
+def rm(
+    name: Annotated[str, typer.Argument(metavar="NAME[@DIGEST]", help="Without a digest: all its versions.")],
+    endpoint: EndpointOption = None,
+) -> None:
     """Remove a version, or all of a name.
 
     Their URLs are 404 from then on.
@@ -281,7 +312,10 @@ def _print_registered(info: TransformInfo, *, json: bool) -> None:
 
 @environments.command("ls")
 def list_environments(json: JsonOption = False, endpoint: EndpointOption = None) -> None:
-    """List environments: those that the node was given, then those that it has built of packages."""
+    """List environments.
+
+    Those that the node was given come first, then those that it has built of packages.
+    """
     infos = connect(endpoint).transforms.environments()
     if json:
         for info in infos:
@@ -294,7 +328,7 @@ def list_environments(json: JsonOption = False, endpoint: EndpointOption = None)
             info.python or "-",
             "-" if info.bytes is None else size_text(info.bytes),
             time_text(info.used or 0) or "-",
-            ", ".join(info.transforms) or "-",
+            _few(info.transforms),
             info.interpreter if info.packages is None else ", ".join(info.packages),
         )
         for info in infos
@@ -313,6 +347,13 @@ def remove_environment(
     """Remove an environment that the node has built."""
     connect(endpoint).transforms.remove_environment(name, force=force)
     say(f"removed {name}")
+
+
+def _few(names: Sequence[str]) -> str:
+    """The newest of them; a table has no room for all."""
+    more = len(names) - _SHOWN
+    shown = ", ".join(reversed(names[-_SHOWN:])) or "-"
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def _field_names(text: str | None) -> list[str] | None:
@@ -349,9 +390,9 @@ def _facts(details: TransformDetails) -> list[tuple[str, object]]:
         facts.append(("arguments", msgspec.json.encode(info.args).decode()))
     if info.probe is not None:
         facts.append(("probe", _probe_text(info.probe, info.kind)))
-    facts.append(("since start", _totals_text(totals)))
+    facts.append(("since start", _totals_text(totals, info.kind)))
     if totals.samples:
-        facts.append(("per sample", trying.costs_text(totals)))
+        facts.append(("worker", trying.costs_text(totals, "sample" if info.kind == "sample" else "object")))
     if totals.seconds:
         facts.append(("waited", _waits_text(totals)))
     if totals.bottleneck is not None:
@@ -371,11 +412,10 @@ def _waits_text(totals: TransformStatistics) -> str:
     return f"of {totals.seconds:.1f} s that runs took: {parts}"
 
 
-def _totals_text(totals: TransformStatistics) -> str:
-    return (
-        f"{totals.runs} runs, {totals.samples} samples, {totals.dropped} dropped, {totals.failures} failures, "
-        f"{size_text(totals.bytes_in)} in, {size_text(totals.bytes_out)} out"
-    )
+def _totals_text(totals: TransformStatistics, kind: Kind) -> str:
+    samples = [count_text(totals.samples, "sample"), f"{totals.dropped} dropped"] if kind == "sample" else []
+    counts = [count_text(totals.runs, "run"), *samples, count_text(totals.failures, "failure")]
+    return f"{', '.join(counts)}, {size_text(totals.bytes_in)} in, {size_text(totals.bytes_out)} out"
 
 
 def _probe_text(probe: ProbeReport, kind: Kind) -> str:

@@ -141,8 +141,8 @@ def print_trial(trial: Trial) -> None:
         print(_verdict(trial))
 
 
-def costs_text(costs: TransformStatistics) -> str:
-    """Milliseconds of a worker per sample, by part."""
+def costs_text(costs: TransformStatistics, noun: str = "sample") -> str:
+    """Milliseconds of a worker per sample (or whole object), by part."""
     parts = {
         "read": costs.seconds_read,
         "decode": costs.seconds_decode,
@@ -151,7 +151,7 @@ def costs_text(costs: TransformStatistics) -> str:
     }
     samples = max(1, costs.samples)
     each = ", ".join(f"{name} {seconds / samples * 1000:.1f}" for name, seconds in parts.items())
-    return f"{cpu_seconds(costs) / samples * 1000:.1f} ms per sample ({each})"
+    return f"{cpu_seconds(costs) / samples * 1000:.1f} ms per {noun} ({each})"
 
 
 def save_picture(trial: Trial, path: str) -> None:

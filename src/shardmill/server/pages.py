@@ -22,6 +22,7 @@ h1 small{{font-weight:normal;opacity:.6}}h2{{margin:2rem 0 .5rem;font-size:1.2re
 table{{border-collapse:collapse;width:100%}}
 th{{text-align:left;font-weight:normal;opacity:.6;white-space:nowrap}}
 th,td{{padding:.25rem 1.5rem .25rem 0;vertical-align:top}}td{{overflow-wrap:anywhere}}
+td:first-child{{white-space:nowrap}}
 tr+tr td{{border-top:1px solid color-mix(in srgb,currentColor 12%,transparent)}}
 </style></head>
 <body><h1>shardmill <small>{version}</small></h1>
