@@ -19,6 +19,8 @@ MAX_ANNOUNCED = 200_000  # names remembered, of all lists; the oldest are forgot
 MAX_BEGINNING = 4  # shards being opened ahead at once
 GIVE_UP_AFTER = 4  # runs in a row that nobody asked for: the list is read in another order, or not at all
 
+_AT_ONCE = 200  # names remembered before others have their turn
+
 _Name = tuple[str, str]
 
 
@@ -47,17 +49,19 @@ class LookAhead:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    def announce(self, names: Sequence[TransformedRef]) -> int:
+    async def announce(self, names: Sequence[TransformedRef]) -> int:
         """Remember that these will be read in this order; returns how many there are now."""
         if not self._depth:
             return 0
         self._unused_before = self._engine.runs.ahead["unused"]
-        for name, following in itertools.pairwise(names):
+        for number, (name, following) in enumerate(itertools.pairwise(names), 1):
             key = _key(name)
             self._next.pop(key, None)
             self._next[key] = following
-        while len(self._next) > MAX_ANNOUNCED:
-            self._next.popitem(last=False)
+            if len(self._next) > MAX_ANNOUNCED:
+                self._next.popitem(last=False)
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)
         return len(self._next)
 
     def reading(self, principal: Principal, name: TransformedRef) -> None:

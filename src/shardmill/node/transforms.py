@@ -181,11 +181,11 @@ class Transforms:
         self._access.check(principal, "read", None)
         return self._engine.failures.find(transform=transform, bucket=bucket, key=key, request=request)
 
-    def announce(self, principal: Principal, names: Sequence[TransformedRef]) -> None:
+    async def announce(self, principal: Principal, names: Sequence[TransformedRef]) -> None:
         """Transformed objects that will be read in this order, so that the next may be begun while one is read."""
         for bucket in {name.ref.bucket for name in names}:
             self._access.check(principal, "read", bucket)
-        self._ahead.announce(names)
+        await self._ahead.announce(names)
 
     @asynccontextmanager
     async def head(

@@ -125,14 +125,14 @@ class Api:
         call.query()
         limit = self._node.config.transforms.max_code * 4 // 3 + BODY
         body = await read_body(call, limit, "max_code", self._node.config.server.body_timeout)
-        request = decode_body(body, TransformRequest, "a registration")
+        request = await decode_body(body, TransformRequest, "a registration")
         return await self._answer_registration(call, partial(self._transforms.register, call.principal, request))
 
     async def register_pipeline(self, call: Call) -> web.StreamResponse:
         """As `register`, of versions that follow one another."""
         call.query()
         body = await read_body(call, BODY, "a pipeline", self._node.config.server.body_timeout)
-        request = decode_body(body, PipelineRequest, "a pipeline")
+        request = await decode_body(body, PipelineRequest, "a pipeline")
         register = partial(self._transforms.register_pipeline, call.principal, request)
         return await self._answer_registration(call, register)
 
@@ -174,14 +174,16 @@ class Api:
         """204; what is announced is begun when what stands before it is read."""
         call.query()
         body = await read_body(call, _ANNOUNCEMENT, "an announcement", self._node.config.server.body_timeout)
-        paths = decode_body(body, Announcement, "an announcement").paths
-        self._transforms.announce(call.principal, [parse_transformed_path(path) for path in paths])
+        paths = (await decode_body(body, Announcement, "an announcement")).paths
+        names = await asyncio.to_thread(lambda: [parse_transformed_path(path) for path in paths])
+        await self._transforms.announce(call.principal, names)
         return web.Response(status=204)
 
     async def samples(self, call: Call) -> web.StreamResponse:
         call.query()
         body = await read_body(call, _ANNOUNCEMENT, "a list of shards", self._node.config.server.body_timeout)
-        refs = [ObjectRef.parse(uri) for uri in decode_body(body, ShardNames, "a list of shards").objects]
+        uris = (await decode_body(body, ShardNames, "a list of shards")).objects
+        refs = await asyncio.to_thread(lambda: [ObjectRef.parse(uri) for uri in uris])
         return json_answer(SampleCounts(await self._node.shards.count(call.principal, refs)))
 
     async def environments(self, call: Call) -> web.StreamResponse:

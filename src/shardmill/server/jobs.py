@@ -49,7 +49,7 @@ class JobApi:
 
     async def _read(self, call: Call) -> JobRequest:
         call.query()
-        return decode_body(await read_body(call, _REQUEST, "a job", self._body_timeout), JobRequest, "a job")
+        return await decode_body(await read_body(call, _REQUEST, "a job", self._body_timeout), JobRequest, "a job")
 
 
 def _id(call: Call) -> str:

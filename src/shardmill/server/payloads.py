@@ -1,5 +1,6 @@
 """JSON in and out: bodies read within bounds and decoded strictly, flags of a query, answers."""
 
+import asyncio
 import json
 from typing import Any, TypeVar
 
@@ -11,6 +12,8 @@ from shardmill.server.calls import Call
 from shardmill.server.intake import receive
 
 BODY = 1 << 20  # bytes of a body that is only names and numbers
+
+_SMALL = 64 << 10  # bytes; decoding more would hold up every other answer
 
 Value = TypeVar("Value")
 
@@ -42,12 +45,18 @@ async def read_body(call: Call, limit: int, limit_name: str, patience: float) ->
     return b"".join([piece async for piece in receive(call, limit=limit, limit_name=limit_name, patience=patience)])
 
 
-def decode_body(data: bytes, kind: type[Value], what: str) -> Value:
+async def decode_body(data: bytes, kind: type[Value], what: str) -> Value:
     """A body as the type that it should be, strictly: no duplicate, unknown or non-finite anything.
 
     Raises:
         BadRequest: Says what is wrong, and where.
     """
+    if len(data) <= _SMALL:
+        return _decode(data, kind, what)
+    return await asyncio.to_thread(_decode, data, kind, what)
+
+
+def _decode(data: bytes, kind: type[Value], what: str) -> Value:
     try:
         # msgspec takes the last of duplicate names; a typo in one must not decide what runs.
         json.loads(data.decode(), object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
@@ -60,11 +69,11 @@ def decode_body(data: bytes, kind: type[Value], what: str) -> Value:
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the field {twice!r} is given twice")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"the field {name!r} is given twice")
+        found[name] = value
     return found
 
 
