@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from shardmill.core.api import Kind, TransformRequest
@@ -251,6 +252,33 @@ def test_a_file_stands_under_its_own_name_and_cannot_be_changed(tmp_path: Path, 
             assert bytes(data) == b"shard-000000.tar|" + whole[:size]
             assert source.read_bytes() == whole
             assert not list((tmp_path / "data" / "scratch").glob("worker-*/object-*"))
+
+    run(story())
+
+
+@pytest.mark.parametrize(
+    ("argv", "gives"),
+    [
+        (["printf", "{name}"], None),
+        (["printf", "%s", "{key}"], None),
+        (["printf", "--", "{name}"], "--version"),
+        (["printf", "%s", "of={name}"], "of=--version"),
+    ],
+)
+def test_the_name_of_an_object_is_no_option_of_a_command(
+    tmp_path: Path, source: Path, argv: list[str], gives: str | None
+) -> None:
+    async def story() -> None:
+        async with open_engine(tmp_path / "data") as engine:
+            version = await register_request(engine, command_request(argv))
+            plan, file = await plan_for(engine, version, source, ",seed=1")
+            file.meta = msgspec.structs.replace(file.meta, key="--version")
+            reading = await engine.runs.open(plan, file, request_id="r")
+            if gives is not None:
+                assert await _read_all(reading) == gives.encode()
+                return
+            with pytest.raises(TransformFailed, match=r"begins with '-'.*give the command '--' before"):
+                await _read_all(reading)
 
     run(story())
 

@@ -51,13 +51,27 @@ class CommandTask:
             if self._needs_file:
                 values["path"] = stack.enter_context(file_of(exchange, key))
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="command-", ignore_cleanup_errors=True))
-            argv = ["".join(values[part] if place % 2 else part for place, part in enumerate(i)) for i in self._items]
+            argv = self._build_argv(values)
             process = self._start(argv, folder)
             stack.callback(_end, process)
             transfer = _Transfer(process, exchange, feeds=not self._needs_file)
             transfer.run()
             folders = [folder, *([os.path.dirname(values["path"])] if self._needs_file else [])]
             _judge(os.path.basename(self._command), _end(process), transfer.stderr, folders)
+
+    def _build_argv(self, values: Mapping[str, str]) -> list[str]:
+        """The command line. A name is no option: who may store objects may not choose what a command does."""
+        argv: list[str] = []
+        for item in self._items:
+            text = "".join(values[part] if place % 2 else part for place, part in enumerate(item))
+            is_name = not item[0] and item[1:2] in (["key"], ["name"])
+            if is_name and text.startswith("-") and "--" not in argv:
+                raise SampleFailure(
+                    f"the object's {item[1]} begins with '-', which {self._command!r} would take for an option; give "
+                    f"the command '--' before {{{item[1]}}}"
+                )
+            argv.append(text)
+        return argv
 
     def _find(self) -> str:
         """The command's file as of now: this process may outlive the installation of another."""
