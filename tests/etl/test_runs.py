@@ -551,6 +551,23 @@ def test_what_nobody_foresaw_ends_the_run_and_its_readers(tmp_path: Path, shard:
     run(story())
 
 
+def test_patient_readers_are_served_one_after_the_other(tmp_path: Path, shard: Path) -> None:
+    """So that one's bytes are stored while the next one's are made."""
+
+    async def story() -> None:
+        async with open_parts(tmp_path / "data") as (engine, _):
+            version = await register(engine, SLOW)
+            readings = [await open_one(engine, version, shard, f",seed={seed}", is_patient=True) for seed in (1, 2)]
+            second = max(engine.runs._all, key=lambda running: running.run.number).run
+            assert isinstance(second, SampleRun)
+            reading = asyncio.create_task(read_all(readings[1]))
+            await read_all(readings[0])
+            assert second.state.processed < 30
+            assert len(members(await reading)) == 60
+
+    run(story())
+
+
 def test_what_a_patient_reader_leaves_is_scratch_until_somebody_asks(tmp_path: Path, shard: Path) -> None:
     async def story() -> None:
         async with open_parts(tmp_path / "data") as (engine, results):

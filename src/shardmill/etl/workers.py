@@ -1,8 +1,8 @@
 """The pool of worker processes: which work is served next, by which worker, and how many there are.
 
-Works are served round robin, one batch at a turn, those that somebody waits for first. At most `lanes` workers have
-batches at once; a work of another version that finds no lane stops workers from queueing further batches, so it gets
-the next lane that falls free.
+Works that somebody waits for are served round robin, one batch at a turn, then the others, the oldest first. At most
+`lanes` workers have batches at once; a work of another version that finds no lane stops workers from queueing further
+batches, so it gets the next lane that falls free.
 """
 
 import asyncio
@@ -108,7 +108,7 @@ class WorkerPool:
 
     def _hand_out_one(self) -> bool:
         """Give one batch to one worker; False: nothing more can be done now."""
-        waiting = sorted((work for work in self._works.values() if work.has_batch()), key=lambda work: work.is_ahead)
+        waiting = sorted((work for work in self._works.values() if work.has_batch()), key=_order)
         free = self.lanes - self._active
         blocked: set[str] = set()
         blocked_ahead: set[str] = set()
@@ -263,6 +263,14 @@ class WorkerPool:
             for work in list(self._works.values()):
                 work.on_tick(now - previous, work.number in busy)
             previous = now
+
+
+def _order(work: Work) -> tuple[bool, int]:
+    """What somebody waits for, in turns; then the rest, the oldest first.
+
+    Taking turns, the shards of a job would all end at once, and leave the workers idle while they are stored.
+    """
+    return work.is_ahead, work.number if work.is_ahead else 0
 
 
 def _key(work: Work) -> str:
