@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 import msgspec
 import pytest
 
+from shardmill.core.jobs import JobDetails, JobRequest
 from shardmill.testing.node import running_node
 from tests.etl.support import request_for
 from tests.server.wire import Wire
@@ -64,3 +65,29 @@ def test_an_empty_node_says_how_to_begin(text: str) -> None:
         page = Wire(node, ()).get("/").body.decode()
     assert text in page
     assert "<table>" not in page
+
+
+def test_a_job_is_on_the_page(wire: Wire) -> None:
+    wanted = request_for("def transform(sample):\n    return sample\n", name="paged-job", decoder=None)
+    uuid = wire.post_json("/api/transforms", wanted).json()["uuid"]
+    asked = JobRequest(
+        kind="transform",
+        source="gs://sharded-imagenet",
+        names=["imagenet-val-000000.tar"],
+        destination="ais://pool",
+        transform=f"{uuid},seed=1",
+        rename="paged/{key}",
+    )
+    begun = wire.post_json("/api/jobs", asked)
+    assert begun.status == 201
+    job = begun.json()["id"]
+    ended = msgspec.json.decode(wire.get(f"/api/jobs/{job}?wait=30").body, type=JobDetails).job
+    assert (ended.state, ended.done) == ("done", 1)
+    page = wire.get("/").body.decode()
+    assert f"/api/jobs/{job}" in Links(page).targets
+    assert "1 of 1" in page
+
+
+@pytest.mark.parametrize("query", ["wait=-1", "wait=31", "wait=nan", "wait=soon", "wait=1&wait=1"])
+def test_a_wait_that_is_none_is_refused(wire: Wire, query: str) -> None:
+    assert wire.get(f"/api/jobs/{'0' * 16}?{query}").status == 400

@@ -14,6 +14,7 @@ import pytest
 
 from shardmill.client import Client
 from shardmill.core.api import ConfigInfo
+from shardmill.core.jobs import JobRequest
 from shardmill.testing.node import NodeFailed, running_node
 from tests.etl.judges import gnu_tar_is_content, tarfile_is_content
 from tests.server.wire import Peer, Unfinished, Wire, request, wait_for
@@ -139,6 +140,8 @@ def test_an_ending_node_finishes_what_it_answers_and_begins_no_run(shards: Path,
         assert (refused.status, refused.code) == (503, "busy")
         assert int(refused.headers["retry-after"]) > 0
         assert wire.get("/readyz").code == "busy"
+        job = JobRequest("transform", "gs://sharded-imagenet", names=[SHARD], destination="ais://x", transform="slow")
+        assert wire.post_json("/api/jobs", job).code == "busy"
         assert wire.get("/healthz").status == 200
         assert wire.get(f"/o/gs/sharded-imagenet/{SHARD}").status == 200
         peer.unread(got)

@@ -11,7 +11,7 @@ import typer
 from shardmill.cli.locations import EndpointOption, connect
 from shardmill.cli.output import JsonOption, print_json, print_table, say, size_text, time_text
 from shardmill.cli.results import age_text
-from shardmill.client import Client, JobFailed
+from shardmill.client import Client, JobFailed, NodeUnreachable
 from shardmill.core.jobs import JobDetails, JobInfo, JobPlan
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="See, await and cancel offline jobs of the node.")
@@ -121,6 +121,9 @@ def watch(client: Client, job: str, *, timeout: float | None = None, json: bool)
             _print_failed_objects(failed.details, say)
         say("what is done stays; the same command goes on with it")
         raise typer.Exit(1) from None
+    except NodeUnreachable:
+        say(f"the node is gone; job {job} goes on when it is started again")
+        raise
     except KeyboardInterrupt:
         say(f"job {job} goes on without you; shardmill job wait {job} watches it, shardmill job cancel {job} ends it")
         raise

@@ -149,7 +149,7 @@ class Jobs:
                     jobs._begin(job, None)
             yield jobs
         finally:
-            await jobs._stop()
+            await jobs.stop()
 
     async def plan(self, principal: Principal, request: JobRequest) -> JobPlan:
         """What a job would do; nothing is begun.
@@ -347,7 +347,8 @@ class Jobs:
             del self._jobs[job.id]
             await finish(asyncio.to_thread(self._records.remove, job.id))
 
-    async def _stop(self) -> None:
+    async def stop(self) -> None:
+        """End all work; it goes on when the node is opened again."""
         tasks = [job.task for job in self._jobs.values() if job.task is not None and not job.task.done()]
         # A task that is cancelled before its first step never cleans up.
         await asyncio.sleep(0)

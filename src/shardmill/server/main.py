@@ -66,7 +66,10 @@ async def _run(config: Config, sock: socket.socket, context: ssl.SSLContext | No
                 )
                 _announce(node, sock, tls=context is not None)
                 await ending.begun.wait()
-                await _drain(app, server, listener, config.server.drain, ending.hurried)
+                app.is_draining = True
+                # Workers are for the answers that are going on.
+                await jobs.stop()
+                await _drain(server, listener, config.server.drain, ending.hurried)
     return 0
 
 
@@ -87,10 +90,9 @@ class _Ending:
         self.begun.set()
 
 
-async def _drain(app: App, server: asyncio.Server, listener: Listener, seconds: float, hurried: asyncio.Event) -> None:
+async def _drain(server: asyncio.Server, listener: Listener, seconds: float, hurried: asyncio.Event) -> None:
     """Finish what is going on for at most `seconds`, or until somebody is in a hurry, then cut it."""
     logger.info("draining: %d requests in work, at most %g s; a second signal ends it now", listener.serving, seconds)
-    app.is_draining = True
     waiting = [asyncio.create_task(listener.wait_idle(seconds)), asyncio.create_task(hurried.wait())]
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     for task in waiting:
