@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from shardmill.cli.locations import Location, is_remote, locate
-from shardmill.cli.output import say, size_text
+from shardmill.cli.output import count_text, say, size_text
 from shardmill.client import Client
-from shardmill.client.shards import StreamedSample, describe_field, describe_sample, read_stream
+from shardmill.client.shards import PICTURES, StreamedSample, describe_field, describe_sample, read_stream
 from shardmill.core.api import TransformInfo, TransformStatistics
 from shardmill.core.errors import BadRequest
 from shardmill.core.refs import ObjectRef
@@ -49,14 +49,24 @@ class Trial:
         return cpu_seconds(self.costs) / max(1, len(self.before))
 
     @property
+    def trainer_seconds(self) -> float:
+        """CPU that a trainer would spend per sample that went in: it encodes nothing."""
+        return (cpu_seconds(self.costs) - self.costs.seconds_encode) / max(1, len(self.before))
+
+    @property
     def saved_seconds(self) -> float:
-        """CPU that the trainer saves per sample: the work, less what it costs to receive more bytes."""
-        more = (self.bytes_out - self.bytes_in) / max(1, len(self.before))
-        return self.cpu_seconds - more * RECEIVE_SECONDS
+        """CPU that the trainer saves per sample: that work, less what it costs to receive more bytes."""
+        more = max(0, self.bytes_out - self.bytes_in) / max(1, len(self.before))
+        return self.trainer_seconds - more * RECEIVE_SECONDS
 
     @property
     def pays(self) -> bool:
-        return self.saved_seconds > WORTHWHILE * self.cpu_seconds
+        return self.saved_seconds > WORTHWHILE * self.trainer_seconds
+
+    @property
+    def gives_pictures(self) -> bool:
+        """Whether the trainer has to decode what it gets."""
+        return any(name.rpartition(".")[2] in PICTURES for sample in self.after for name in sample.fields)
 
     def report(self) -> dict[str, Any]:
         """For machines."""
@@ -130,7 +140,7 @@ def print_trial(trial: Trial) -> None:
         print("\n".join(["-> " + line if number == 0 else line for number, line in enumerate(describe_sample(sample))]))
     count = len(trial.before)
     print()
-    print(f"{count} samples in, {len(trial.after)} out, through {trial.spec}")
+    print(f"{count_text(count, 'sample')} in, {len(trial.after)} out, through {trial.spec}")
     print(f"bytes per sample: {size_text(trial.bytes_in // count)} in, {size_text(trial.bytes_out // count)} out")
     print(
         f"time: first byte after {trial.first_byte * 1000:.0f} ms, all after {trial.seconds * 1000:.0f} ms "
@@ -163,9 +173,13 @@ def save_picture(trial: Trial, path: str) -> None:
 
 
 def _verdict(trial: Trial) -> str:
-    saved, work = trial.saved_seconds * 1000, trial.cpu_seconds * 1000
+    saved, work = trial.saved_seconds * 1000, trial.trainer_seconds * 1000
     if trial.pays:
-        return f"offloading pays: of {work:.1f} ms CPU per sample a trainer would save about {saved:.1f} ms"
+        decoding = ", less what decoding the pictures takes that it gets" if trial.gives_pictures else ""
+        return (
+            f"offloading pays: of {work:.1f} ms CPU per sample a trainer would save about {saved:.1f} ms{decoding}; "
+            "shardmill bench measures both sides"
+        )
     return (
         f"offloading does not pay: a trainer would save about {saved:.1f} ms of {work:.1f} ms CPU per sample, "
         "because more bytes must be received; return smaller types (uint8, a crop, a JPEG)"
