@@ -322,6 +322,26 @@ def test_bash_completes_commands(environ: dict[str, str], tmp_path: Path) -> Non
     assert {b"stat", b"status"} <= set(done.stdout.split())
 
 
+@pytest.mark.parametrize("words", ["transform show comp", "get gs://imgs/a.tar --transform comp"])
+def test_bash_completes_names_of_transforms(
+    environ: dict[str, str], tmp_path: Path, client: Client, words: str
+) -> None:
+    (tmp_path / "mine.py").write_text("def keep(sample):\n    return sample\n")
+    for name in ("complete-a", "complete-b", "other"):
+        client.transforms.add(f"{tmp_path}/mine.py:keep", name)
+    call = {
+        "_SHARDMILL_COMPLETE": "complete_bash",
+        "COMP_WORDS": f"shardmill {words}",
+        "COMP_CWORD": str(words.count(" ") + 1),
+    }
+    asked = [environ | call, environ | call | {"SHARDMILL_ENDPOINT": "http://127.0.0.1:1"}]
+    found, nothing = (
+        subprocess.run([SHARDMILL], env=env, cwd=tmp_path, capture_output=True, check=False) for env in asked
+    )
+    assert found.stdout.split() == [b"complete-a", b"complete-b"]
+    assert (nothing.stdout.strip(), nothing.stderr) == (b"", b"")
+
+
 def test_progress_is_for_terminals_and_words_go_to_standard_error(
     environ: dict[str, str], tmp_path: Path, large: tuple[str, bytes]
 ) -> None:

@@ -7,16 +7,29 @@ from urllib.parse import urlsplit
 import typer
 
 from shardmill.client import Client, ObjectHandle, ObjectReader
-from shardmill.core.errors import BadRequest
+from shardmill.core.errors import BadRequest, ShardmillError
 from shardmill.core.meta import ObjectMeta
 from shardmill.core.paths import parse_object_path, parse_transformed_path
 from shardmill.core.refs import Bucket, ObjectRef
 from shardmill.core.specs import SPEC_DIGITS, Spec
 
+
+def complete_name(context: typer.Context, incomplete: str) -> list[str]:
+    """Names of transforms that begin so, for a shell; none where no node answers."""
+    endpoint = context.params.get("endpoint") or context.find_root().params.get("endpoint")
+    try:
+        infos = connect(endpoint).transforms.list()
+    except (ShardmillError, OSError):
+        return []
+    return sorted({info.name for info in infos if info.name.startswith(incomplete)})
+
+
 EndpointOption = Annotated[
     str | None, typer.Option("--endpoint", metavar="URL", help="The node; default: SHARDMILL_ENDPOINT.")
 ]
-TransformOption = Annotated[str | None, typer.Option("--transform", metavar="NAME|UUID", help="Transform it.")]
+TransformOption = Annotated[
+    str | None, typer.Option("--transform", metavar="NAME|UUID", help="Transform it.", autocompletion=complete_name)
+]
 SeedOption = Annotated[int | None, typer.Option(metavar="N", help="Of a transform: the same bytes every time.")]
 EpochOption = Annotated[
     int | None, typer.Option(metavar="N", help="Of a transform, with --seed: other draws each epoch.")

@@ -5,13 +5,15 @@ from typing import Annotated
 
 import typer
 
-from shardmill.cli.locations import EndpointOption, connect
+from shardmill.cli.locations import EndpointOption, complete_name, connect
 from shardmill.cli.output import JsonOption, print_json, print_table, say, size_text
 from shardmill.core.errors import BadRequest
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="See and remove finished transformed shards.")
 
-NameArgument = Annotated[str | None, typer.Argument(metavar="NAME[@DIGEST]", help="Only of this transform.")]
+NameArgument = Annotated[
+    str | None, typer.Argument(metavar="NAME[@DIGEST]", help="Only of this transform.", autocompletion=complete_name)
+]
 BucketOption = Annotated[str | None, typer.Option(metavar="URI", help="Only of this bucket.")]
 KeyOption = Annotated[str | None, typer.Option(metavar="KEY", help="Only of this object.")]
 

@@ -8,7 +8,7 @@ import msgspec
 import typer
 
 from shardmill.cli import results, trying
-from shardmill.cli.locations import EndpointOption, EpochOption, Options, SeedOption, connect, locate
+from shardmill.cli.locations import EndpointOption, EpochOption, Options, SeedOption, complete_name, connect, locate
 from shardmill.cli.objects import read_samples
 from shardmill.cli.output import (
     JsonOption,
@@ -46,7 +46,10 @@ def _check_file(target: str) -> str:
 FunctionArgument = Annotated[
     str, typer.Argument(metavar="FILE.py:FUNC", help="The file is not run here.", callback=_check_file)
 ]
-NameArgument = Annotated[str, typer.Argument(metavar="NAME[@DIGEST]", help="Without a digest: its newest version.")]
+NameArgument = Annotated[
+    str,
+    typer.Argument(metavar="NAME[@DIGEST]", help="Without a digest: its newest version.", autocompletion=complete_name),
+]
 DecoderOption = Annotated[
     str | None, typer.Option(metavar="SPEC", help="As WebDataset's decode: pil (default), rgb, …; none: bytes.")
 ]
@@ -127,7 +130,10 @@ def add_command(
 @app.command("add-pipeline")
 def add_pipeline(
     name: Annotated[str, typer.Argument(metavar="NAME", help="To register it under.")],
-    parts: Annotated[list[str], typer.Argument(metavar="NAME[@DIGEST]...", help="Registered, in order.")],
+    parts: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME[@DIGEST]...", help="Registered, in order.", autocompletion=complete_name),
+    ],
     probe: ProbeOption = None,
     json: JsonOption = False,
     endpoint: EndpointOption = None,
@@ -262,7 +268,9 @@ def show(name: NameArgument, json: JsonOption = False, endpoint: EndpointOption 
 
 @app.command()
 def errors(
-    name: Annotated[str | None, typer.Argument(metavar="NAME[@DIGEST]", help="Default: of all.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME[@DIGEST]", help="Default: of all.", autocompletion=complete_name)
+    ] = None,
     bucket: Annotated[str | None, typer.Option(metavar="URI", help="Only of this bucket.")] = None,
     key: Annotated[str | None, typer.Option(metavar="KEY", help="Only of this shard or sample.")] = None,
     request: Annotated[str | None, typer.Option(metavar="ID", help="Only of this request.")] = None,
@@ -289,7 +297,12 @@ def errors(
 
 @app.command()
 def rm(
-    name: Annotated[str, typer.Argument(metavar="NAME[@DIGEST]", help="Without a digest: all its versions.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME[@DIGEST]", help="Without a digest: all its versions.", autocompletion=complete_name
+        ),
+    ],
     endpoint: EndpointOption = None,
 ) -> None:
     """Remove a version, or all of a name.

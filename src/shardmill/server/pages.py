@@ -16,7 +16,7 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
 :root{{color-scheme:light dark}}
-body{{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:3rem auto;padding:0 1rem}}
+body{{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:3rem auto;padding:0 1rem}}
 code{{background:color-mix(in srgb,currentColor 8%,transparent);padding:.1rem .35rem;border-radius:3px}}
 h1 small{{font-weight:normal;opacity:.6}}h2{{margin:2rem 0 .5rem;font-size:1.2rem}}
 table{{border-collapse:collapse;width:100%}}
