@@ -304,8 +304,9 @@ def test_a_job_never_writes_over_its_sources(client: Client, shards: Path, tmp_p
     directory = tmp_path / "both"
     directory.mkdir()
     (directory / VAL[0]).write_bytes((shards / VAL[0]).read_bytes())
-    buckets = ("--bucket", f"gs://one=dir:{directory}", "--bucket", f"gs://two=dir-rw:{directory}")
-    with running_node(*buckets, "--workers", "1") as node, Client(node.endpoint) as own:
+    buckets = [f"gs://one=dir:{directory}", f"gs://two=dir-rw:{directory}", f"gs://all=dir:{tmp_path}"]
+    flags = [word for bucket in buckets for word in ("--bucket", bucket)]
+    with running_node(*flags, "--workers", "1") as node, Client(node.endpoint) as own:
         spec = f"{own.transforms.add(shrink).uuid},seed=7"
         with pytest.raises(Conflict, match=r"gs://two/imagenet-val-000000.tar, which is one of its sources"):
             own.jobs.transform("gs://two", "gs://two", spec, names=VAL[:1])
@@ -315,8 +316,12 @@ def test_a_job_never_writes_over_its_sources(client: Client, shards: Path, tmp_p
             own.jobs.transform(
                 "gs://two", "gs://two", spec, template="imagenet-val-%06d.tar", rename="imagenet-val-000007.tar"
             )
-        with pytest.raises(Conflict, match=r"is the same file as gs://one/imagenet-val-000000.tar"):
+        with pytest.raises(Conflict, match=r"gs://two/imagenet-val-000000.tar, which is one of its sources"):
             own.jobs.transform("gs://one", "gs://two", spec, names=VAL[:1])
+        with pytest.raises(Conflict, match="one of its sources when it is asked for again"):
+            own.jobs.transform("gs://one", "gs://two", spec, prefix="", rename="small/{key}")
+        with pytest.raises(Conflict, match=r"gs://two/imagenet-val-000000.tar is the same file as gs://all/both/image"):
+            own.jobs.transform("gs://all", "gs://two", spec, names=[f"both/{VAL[0]}"], rename="{name}")
         assert (directory / VAL[0]).read_bytes() == (shards / VAL[0]).read_bytes()
         job = own.jobs.transform("gs://two", "gs://two", spec, names=VAL[:1], rename="small/{key}")
         own.jobs.wait(job, timeout=60)
@@ -403,6 +408,17 @@ def test_one_job_after_the_other_where_so_many_may_be_at_work(shards: Path) -> N
         assert client.jobs.cancel(jobs[1]).state == "cancelled"
         assert client.jobs.wait(jobs[0], timeout=60).job.done == 2
         assert list(digests(client, "ais://into")) == [f"0/{key}" for key in VAL[:2]]
+
+
+def test_a_node_that_has_too_many_runs_is_waited_for(shards: Path) -> None:
+    flags = ("--bucket", f"{SOURCE}=dir:{shards}", "--bucket", "ais://into", "--workers", "2")
+    with running_node(*flags, environ={"SHARDMILL_TRANSFORMS_MAX_RUNS": "1"}) as node, Client(node.endpoint) as client:
+        spec = f"{client.transforms.add(shrink).uuid},seed=1"
+        job = client.jobs.transform(SOURCE, "ais://into", spec, names=VAL[:3])
+        details = client.jobs.wait(job, timeout=60)
+        assert (details.job.done, details.objects) == (3, [])
+        client.close()
+        assert "is tried again in" in node.output
 
 
 def test_readers_are_served_before_jobs(client: Client, destination: str) -> None:

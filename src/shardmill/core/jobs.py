@@ -18,7 +18,8 @@ KINDS: tuple[str, ...] = get_args(JobKind)
 MANIFESTS = ".shardmill/jobs/"
 """Start of the keys of manifests; what is below is no shard."""
 
-KEPT_FAILURES = 100  # failed samples of one object that are kept with it; all are counted
+KEPT_FAILURES = 100  # failed samples of an object, and tracebacks of a job, that are kept; all failures are counted
+MAX_MESSAGE = 500  # characters of a message that are kept: a job may have a hundred thousand
 _ID_BYTES = 8
 
 
@@ -114,7 +115,7 @@ class ObjectFailure(msgspec.Struct, frozen=True, omit_defaults=True):
     sample: str | None = None
     """Key of the sample that it failed at."""
     traceback: str | None = None
-    """The user's own."""
+    """The user's own; of the first 100."""
 
 
 class Manifest(msgspec.Struct, frozen=True):

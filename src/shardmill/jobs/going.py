@@ -22,7 +22,7 @@ from shardmill.core.errors import (
     ShardmillError,
     TransformNotFound,
 )
-from shardmill.core.jobs import JobEntry, JobInfo, JobState, Manifest, ObjectFailure
+from shardmill.core.jobs import KEPT_FAILURES, MAX_MESSAGE, JobEntry, JobInfo, JobState, Manifest, ObjectFailure
 from shardmill.core.refs import ObjectRef
 from shardmill.jobs.kinds import Item, ItemFailed, Work
 from shardmill.jobs.progress import Progress
@@ -195,7 +195,8 @@ class Going:
                 await asyncio.sleep(max(wait, error.retry_after or 0))
 
     async def _fail(self, item: Item, error: ShardmillError, sample: str | None) -> None:
-        failure = ObjectFailure(item.key, error.code, error.message, time.time(), sample, error.traceback)
+        traceback = error.traceback if len(self.progress.failures) < KEPT_FAILURES else None
+        failure = ObjectFailure(item.key, error.code, error.message[:MAX_MESSAGE], time.time(), sample, traceback)
         self.progress.fail(item, failure, ends_all=isinstance(error, ENDS_ALL))
         logger.info("job %s: %s failed: %s", self._info.id, item.key, error)
         await self._write_down(failure)

@@ -13,7 +13,16 @@ import msgspec
 
 from shardmill.core.conditions import Conditions
 from shardmill.core.errors import BadRequest, Conflict, CorruptObject, ObjectNotFound, ShardmillError
-from shardmill.core.jobs import KEPT_FAILURES, JobEntry, JobRequest, SampleFailure, is_manifest, job_id, manifest_key
+from shardmill.core.jobs import (
+    KEPT_FAILURES,
+    MAX_MESSAGE,
+    JobEntry,
+    JobRequest,
+    SampleFailure,
+    is_manifest,
+    job_id,
+    manifest_key,
+)
 from shardmill.core.meta import ObjectMeta
 from shardmill.core.refs import Bucket, ObjectRef, check_key
 from shardmill.core.renaming import Renaming, rename_all
@@ -63,19 +72,22 @@ class TransformJobs:
             Item(index, key, size, _check_target(target))
             for index, ((key, size), target) in enumerate(zip(selected.sizes.items(), targets, strict=True))
         ]
-        if source == destination:
-            _check_bucket_is_shared(request, targets, set(selected.sizes))
         kind = self._transforms.kind(principal, spec)
         at_once = SHARDS_AT_ONCE if kind == "sample" else self._transforms.lanes + 1
         work = _TransformWork(
             principal, self._objects, self._transforms, source, destination, spec, items, at_once, manifest
         )
+        if source == destination or await work.is_one_directory():
+            _check_bucket_is_shared(request, targets, set(selected.sizes))
         await work.try_first()
         return work
 
 
 def _check_bucket_is_shared(request: JobRequest, targets: Sequence[str], sources: Set[str]) -> None:
-    """Refuse a job within one bucket that would write over its sources, or take its results for sources next time."""
+    """Refuse a job within one bucket that would write over its sources, or take its results for sources next time.
+
+    Two buckets on one directory count as one.
+    """
     overwritten = next((target for target in targets if target in sources), None)
     if overwritten is not None:
         raise Conflict(
@@ -108,6 +120,11 @@ class _TransformWork:
     at_once: int
     manifest: ObjectRef | None
 
+    async def is_one_directory(self) -> bool:
+        """Whether source and destination are two names of one directory."""
+        key = self.items[0].key
+        return self._are_directories and await self._is_same_file(key, key)
+
     async def try_first(self) -> None:
         """Refuse what would fail for every item."""
         first = self.items[0]
@@ -121,8 +138,8 @@ class _TransformWork:
             head = known.head if isinstance(known, TransformedFile) else known
         if head.key != entry.result:
             return False
-        target = await self._target_meta(item)
-        return target is not None and target.etag == entry.etag and target.size == entry.bytes
+        stored = await self._stored_meta(item.target)
+        return stored is not None and stored.etag == entry.etag and stored.size == entry.bytes
 
     async def do(self, item: Item, report: Report) -> JobEntry:
         await self._check_apart(item)
@@ -195,7 +212,7 @@ class _TransformWork:
                 self.principal, transform=None, bucket=None, key=None, request=request_id
             ).failures
         by_ordinal = {
-            failure.ordinal: SampleFailure(failure.sample, failure.ordinal, failure.message)
+            failure.ordinal: SampleFailure(failure.sample, failure.ordinal, failure.message[:MAX_MESSAGE])
             for failure in found
             if failure.sample is not None and failure.ordinal is not None and not failure.ended_run
         }
@@ -203,29 +220,29 @@ class _TransformWork:
 
     async def _check_apart(self, item: Item) -> None:
         """Raise Conflict where the target is the source's own file, by another bucket's name."""
-        if not self._may_share_files:
-            return
-        target = await self._target_meta(item)
-        if target is None:
-            return
-        source = await self.objects.head(self.principal, self._source(item))
-        if source.version == target.version:
+        if self._are_directories and await self._is_same_file(item.key, item.target):
             raise Conflict(
                 f"{self.destination}/{item.target} is the same file as {self.source}/{item.key}; write to another "
                 "directory"
             )
 
     @property
-    def _may_share_files(self) -> bool:
+    def _are_directories(self) -> bool:
+        """Both, and two: versions of their files tell which are the same."""
         backings = {info.uri: info.backing for info in self.objects.buckets(self.principal)}
-        return self.source != self.destination and {
-            backings.get(str(self.source)),
-            backings.get(str(self.destination)),
-        } == {"dir"}
+        both = {backings.get(str(bucket)) for bucket in (self.source, self.destination)}
+        return self.source != self.destination and both == {"dir"}
 
-    async def _target_meta(self, item: Item) -> ObjectMeta | None:
+    async def _is_same_file(self, key: str, target: str) -> bool:
+        meta = await self._stored_meta(target)
+        return meta is not None and meta.version == (await self._source_meta(key)).version
+
+    async def _source_meta(self, key: str) -> ObjectMeta:
+        return await self.objects.head(self.principal, ObjectRef(self.source, key))
+
+    async def _stored_meta(self, target: str) -> ObjectMeta | None:
         try:
-            return await self.objects.head(self.principal, ObjectRef(self.destination, item.target))
+            return await self.objects.head(self.principal, ObjectRef(self.destination, target))
         except ObjectNotFound:
             return None
 
