@@ -90,7 +90,9 @@ def test_results_of_a_slow_batch_are_told_while_it_goes_on(worker: DrivenWorker,
     while not heads[-1]["final"]:
         heads.append(part(worker))
     told = [[ordinal for ordinal, *_ in head["results"]] for head in heads]
-    assert told == [[0], [1], [2], [3], [4], []]
+    # The last result comes with the end of the batch: a run may be over with it, and whoever still has a batch of a run
+    # that is over is killed.
+    assert told == [[0], [1], [2], [3], [4]]
     seconds = [sum(values) for values in zip(*(head["seconds"] for head in heads), strict=True)]
     assert seconds[2] >= 0.25
 

@@ -136,14 +136,15 @@ class Worker:
         assert self._work is not None
         self._work.start_clock()
         for ordinal, key, fields in head["samples"]:
+            # Before a sample and not behind it: the last one's result comes with the word that the batch is done.
+            if len(self._results) >= MAX_RESULTS or time.monotonic() - self._flushed > FLUSH_SECONDS:
+                self._flush(final=False)
             self._arena.tick(self._batch, ordinal)
             sample = SourceSample(key, ordinal, url, descriptor, fields)
             seed = sample_seed(head["seed"], head["epoch"], object_key, ordinal, key)
             # Transforming may report and empty the list, so the list is looked up afterwards.
             result = self._transform(sample, seed)
             self._results.append(result)
-            if len(self._results) >= MAX_RESULTS or time.monotonic() - self._flushed > FLUSH_SECONDS:
-                self._flush(final=False)
         self._flush(final=True)
 
     def _run_object(self, head: dict[str, Any]) -> None:
