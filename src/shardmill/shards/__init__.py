@@ -14,6 +14,7 @@ from shardmill.shards.framing import (
 )
 from shardmill.shards.grouping import Field, Sample, split_name
 from shardmill.shards.index import ShardIndex
+from shardmill.shards.members import BadIndex, Extent, IndexBuilder, MemberIndex
 from shardmill.shards.payloads import BytesPayload, NpyPayload, Payload
 from shardmill.shards.tar import Member, TarError, TarHeaders, iter_stream
 from shardmill.shards.writing import ShardWriter, member_name, member_order
@@ -22,12 +23,16 @@ __all__ = [
     "END_OF_ARCHIVE",
     "IMAGE_SPECS",
     "RECORD",
+    "BadIndex",
     "BytesPayload",
     "Decoder",
     "EncodeError",
+    "Extent",
     "Field",
     "FramedField",
+    "IndexBuilder",
     "Member",
+    "MemberIndex",
     "MissingDecoder",
     "NpyPayload",
     "Payload",
