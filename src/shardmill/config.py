@@ -104,6 +104,9 @@ class StorageSettings:
         "power", "What a stored object survives: a power cut, or a kill only."
     )
     links: Literal["refuse", "follow"] = _setting("refuse", "Symbolic links in directory buckets.")
+    member_indexes: Size = _setting(
+        Size(1 << 30), "Disk that indexes of the members of shards may take, bytes; the least used leave first."
+    )
 
 
 @dataclass(frozen=True, slots=True)

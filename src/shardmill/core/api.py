@@ -48,6 +48,28 @@ class ObjectPage(msgspec.Struct, frozen=True):
     next: str | None
 
 
+class MemberInfo(msgspec.Struct, frozen=True, gc=False):
+    """One member of a shard: a regular file of the tar."""
+
+    name: str
+    """Bytes of it that are no UTF-8 are shown as U+FFFD."""
+    offset: int
+    """Of its first byte in the shard."""
+    size: int
+
+
+class MemberPage(msgspec.Struct, frozen=True):
+    """`GET /api/members`: in the shard's order."""
+
+    members: list[MemberInfo]
+    total: int
+    """Members of the whole shard."""
+    etag: str | None
+    """Of the shard; pages of one listing are of one version only if they agree in it."""
+    next: str | None
+    """Pass as `after` for the next page; None at the end."""
+
+
 class Code(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A function as it travels: opaque to all but the worker."""
 

@@ -16,6 +16,7 @@ from shardmill.node.settings import masked_settings
 from shardmill.node.shards import Shards
 from shardmill.node.transforms import Transforms
 from shardmill.storage.buckets import BucketDefinition, Buckets
+from shardmill.storage.members import MemberIndexes
 from shardmill.storage.results import ResultStore
 
 
@@ -53,6 +54,9 @@ class Node:
             buckets = await parts.enter_async_context(
                 Buckets.open(data, definitions, threads=config.storage.threads, durability=config.storage.durability)
             )
+            members = await parts.enter_async_context(
+                MemberIndexes.open_directory(data / "members", capacity=config.storage.member_indexes)
+            )
             results = None
             if config.results.mode == "on":
                 results = await parts.enter_async_context(
@@ -76,7 +80,7 @@ class Node:
             objects = Objects(buckets, access)
             ahead = await parts.enter_async_context(LookAhead(engine, objects, depth=config.transforms.look_ahead))
             transforms = Transforms(engine, objects, access, ahead)
-            yield cls(config, objects, transforms, Shards(engine, objects), KeptResults(results, access))
+            yield cls(config, objects, transforms, Shards(engine, objects, members), KeptResults(results, access))
 
     def describe(self) -> ConfigInfo:
         """The effective configuration, secrets masked."""

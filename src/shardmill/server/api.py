@@ -12,6 +12,8 @@ from shardmill.core.api import (
     Announcement,
     Buckets,
     EnvironmentList,
+    MemberInfo,
+    MemberPage,
     ObjectInfo,
     ObjectPage,
     PipelineRequest,
@@ -80,6 +82,18 @@ class Api:
             limit=_limit(query.get("limit")),
         )
         return json_answer(ObjectPage([_info(meta) for meta in page.objects], list(page.prefixes), page.next))
+
+    async def members(self, call: Call) -> web.StreamResponse:
+        query = call.query("object", "after", "limit")
+        if "object" not in query:
+            raise BadRequest("the parameter object is missing, e.g. /api/members?object=ais://name/shard.tar")
+        ref = ObjectRef.parse(query["object"])
+        after = _whole(query.get("after") or "0", "after")
+        limit = _limit(query.get("limit"))
+        page = await self._node.shards.members(call.principal, ref, after=after, limit=limit)
+        stop = after + len(page.members)
+        infos = [MemberInfo(found.name.decode("utf-8", "replace"), found.offset, found.size) for found in page.members]
+        return json_answer(MemberPage(infos, page.total, page.meta.etag, str(stop) if stop < page.total else None))
 
     async def transforms(self, call: Call) -> web.StreamResponse:
         call.query()
@@ -246,6 +260,10 @@ def _filter(query: dict[str, str]) -> ResultFilter:
 def _limit(text: str | None) -> int:
     if text is None:
         return MAX_PAGE
+    return min(_whole(text, "limit"), MAX_PAGE)
+
+
+def _whole(text: str, name: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 18:
-        raise BadRequest(f"limit={text!r} is not a whole number of at least 0")
-    return min(int(text), MAX_PAGE)
+        raise BadRequest(f"{name}={text!r} is not a whole number of at least 0")
+    return int(text)

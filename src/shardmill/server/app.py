@@ -53,7 +53,7 @@ class App:
         self.is_draining = False
         """No new work is begun; what is going on may finish."""
         sender = Sender(threads, settings.send_timeout)
-        objects = ObjectFace(node.objects, sender, settings, node.config.storage.max_object)
+        objects = ObjectFace(node.objects, node.shards, sender, settings, node.config.storage.max_object)
         transformed = TransformedFace(node.transforms, sender, threads, settings.send_timeout)
         api = Api(node)
         job_api = JobApi(jobs, settings.body_timeout)
@@ -64,6 +64,7 @@ class App:
             "/metrics": {"GET": self._show_metrics},
             "/api/buckets": {"GET": api.buckets},
             "/api/objects": {"GET": api.objects},
+            "/api/members": {"GET": api.members},
             "/api/transforms": {"GET": api.transforms, "POST": api.register},
             "/api/transforms/errors": {"GET": api.failures},
             "/api/pipelines": {"POST": api.register_pipeline},

@@ -10,6 +10,7 @@ import select
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ from aiohttp import web
 
 from shardmill.core.conditions import Conditions
 from shardmill.core.errors import PreconditionFailed, RangeNotSatisfiable, ShardmillError
+from shardmill.core.meta import ObjectMeta
 from shardmill.core.ranges import ByteRange, content_range
 from shardmill.core.sources import Source
 from shardmill.server.calls import Call
@@ -32,6 +34,16 @@ AHEAD = 16 << 20  # bytes verified ahead of what is sent
 PER_CALL = 4 << 20  # bytes per hop to a thread
 
 Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Consecutive bytes of a source that are answered as if they were all there is."""
+
+    meta: ObjectMeta
+    """Theirs: size, ETag, time."""
+    start: int
+    """Where they begin in the source."""
 
 
 class Sender:
@@ -54,6 +66,7 @@ class Sender:
         head: Callable[[int], web.StreamResponse],
         *,
         is_framed: bool = False,
+        part: Part | None = None,
     ) -> web.StreamResponse:
         """Answer GET or HEAD of an opened object, with Range and conditions (RFC 9110 §13, §14).
 
@@ -65,12 +78,13 @@ class Sender:
             what: Names the object in errors.
             head: Makes the answer for a status, with all headers but those of length and range.
             is_framed: It is a shard made here; sent whole, it stops inside a payload whatever stops it.
+            part: Answer this much of the source only.
 
         Raises:
             PreconditionFailed, RangeNotSatisfiable: As the request's headers demand.
             Cut: The answer failed after its head.
         """
-        meta = source.meta
+        meta, base = (source.meta, 0) if part is None else (part.meta, part.start)
         conditions = Conditions.parse(call.headers)
         wanted = ByteRange.parse(call.headers.get("Range")) if call.method == "GET" else None
         verdict = conditions.judge_read(meta.etag, meta.modified)
@@ -90,7 +104,7 @@ class Sender:
         answer.content_length = stop - start
         if call.method == "GET":
             send = self._send_framed if is_framed and status == 200 else self.send
-            await send(call, answer, source, start, stop)
+            await send(call, answer, source, base + start, base + stop)
         return answer
 
     async def send(self, call: Call, answer: web.StreamResponse, source: Source, start: int, stop: int) -> None:

@@ -50,6 +50,14 @@ OPERATIONS: tuple[_Operation, ...] = (
         api.Failures,
         ("transform", "bucket", "key", "request"),
     ),
+    (
+        "get",
+        "/api/members",
+        "List the members of a shard, one page.",
+        None,
+        api.MemberPage,
+        ("object", "after", "limit"),
+    ),
     ("post", "/api/samples", "Count the samples of shards.", api.ShardNames, api.SampleCounts, ()),
     ("get", "/api/runs", "Show what goes on.", None, api.Runs, ()),
     (
@@ -95,7 +103,11 @@ OPERATIONS: tuple[_Operation, ...] = (
 )
 
 OTHER_PATHS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("/o/{provider}/{bucket}/{key}", "An object.", ("get", "head", "put", "delete")),
+    (
+        "/o/{provider}/{bucket}/{key}",
+        "An object; with member= one member of a shard.",
+        ("get", "head", "put", "delete"),
+    ),
     ("/t/{provider}/{bucket}/{path}", "A transformed object: [DIRS/]SPEC~FILE.", ("get", "head")),
     ("/", "A page for people.", ("get",)),
     ("/healthz", "200 while the process answers.", ("get",)),
@@ -116,7 +128,8 @@ def document() -> bytes:
         paths.setdefault(path, {})[method] = _operation(path, what, body, answer, query)
     for path, what, methods in OTHER_PATHS:
         for method in methods:
-            paths.setdefault(path, {})[method] = _operation(path, what, None, None, ())
+            query = ("member",) if path.startswith("/o/") and method in ("get", "head") else ()
+            paths.setdefault(path, {})[method] = _operation(path, what, None, None, query)
     return msgspec.json.encode(
         {
             "openapi": "3.1.0",

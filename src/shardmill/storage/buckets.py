@@ -5,6 +5,7 @@ DATA/buckets.json   pool buckets: URI → identity; the commit point of creating
 DATA/pool/ID/       one pool bucket: tmp/ for uploads, XX/… for objects
 DATA/index/         keys in order (LMDB); may be deleted while no node runs
 DATA/journal/       notes of changes on their way to the index
+DATA/members/       where the members of shards lie (`storage/members.py`); may be deleted while no node runs
 DATA/transforms/, DATA/packages/, DATA/scratch/   belong to the transform engine
 """
 
