@@ -107,6 +107,27 @@ def test_ls_members_shows_the_samples_of_a_shard(shell: Shell, shards: Path) -> 
     assert set(first["fields"]) == {"jpg", "cls"}
 
 
+def test_get_takes_one_member_of_a_shard(shell: Shell, shards: Path, tmp_path: Path, client: Client) -> None:
+    with tarfile.open(shards / SHARD) as archive:
+        info = next(info for info in reversed(archive.getmembers()) if info.isreg())
+        file = archive.extractfile(info)
+        assert file is not None
+        expected = file.read()
+    uri, name = f"{IMAGENET}/{SHARD}", info.name.rpartition("/")[2]
+    ok(shell("get", uri, "--member", info.name))
+    assert (tmp_path / name).read_bytes() == expected
+    ok(shell("get", client.object(uri).member(info.name).url(), "by-url"))
+    assert (tmp_path / "by-url").read_bytes() == expected
+    ok(shell("get", uri, "part", "--member", info.name, "--range", "1-3"))
+    assert (tmp_path / "part").read_bytes() == expected[1:4]
+    status, _, said = shell("get", uri, "--member", "none")
+    assert status == 1
+    assert "ls --members" in said
+    for wrong in (("-r", uri), ("--transform", "t@0123456789ab", uri), (f"{IMAGENET}/{{a,b}}.tar",)):
+        assert shell("get", *wrong, "--member", info.name)[0] == 2, wrong
+    assert not list(tmp_path.rglob("*.part"))
+
+
 def test_get_writes_the_file_under_its_name_or_the_one_given(shell: Shell, shards: Path, tmp_path: Path) -> None:
     expected = (shards / SHARD).read_bytes()
     ok(shell("get", f"gcp://sharded-imagenet/{SHARD}"))

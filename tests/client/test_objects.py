@@ -3,6 +3,7 @@
 import io
 import tarfile
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from shardmill.client import BucketHandle, Client
 from shardmill.client.shards import read_stream
 from shardmill.core.errors import (
     BadRequest,
+    BadShard,
     BucketNotFound,
     BucketReadOnly,
     Conflict,
+    MemberNotFound,
     ObjectNotFound,
     PreconditionFailed,
     RangeNotSatisfiable,
@@ -159,3 +162,67 @@ def test_threads_share_a_client(client: Client, shards: Path) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_members_are_listed_and_read_by_name(client: Client, shards: Path) -> None:
+    shard = client.bucket(IMAGENET).object(SHARD)
+    with tarfile.open(shards / SHARD) as judge:
+        infos = [info for info in judge if info.isreg()]
+        assert [(found.name, found.offset, found.size) for found in shard.members()] == [
+            (info.name, info.offset_data, info.size) for info in infos
+        ]
+        for info in (infos[0], infos[-1]):
+            file = judge.extractfile(info)
+            assert file is not None
+            expected, member = file.read(), shard.member(info.name)
+            assert member.read() == expected
+            with member.get() as reader:
+                assert (reader.meta.size, reader.read()) == (info.size, expected)
+            assert member.get_range(1, info.size + 5) == expected[1:]
+            assert member.get_range(1, 1) == b""
+            assert member.head().size == info.size
+            assert urllib.request.urlopen(member.url()).read() == expected
+
+
+def test_a_member_that_is_not_there_is_no_empty_one(client: Client) -> None:
+    shard = client.bucket(IMAGENET).object(SHARD)
+    for read in (shard.member("none").read, shard.member("none").head, shard.member("none").get):
+        with pytest.raises(MemberNotFound, match="none"):
+            read()
+    with pytest.raises(ObjectNotFound):
+        client.object(f"{IMAGENET}/none.tar").member("a").read()
+    with pytest.raises(BadRequest):
+        shard.member("")
+
+
+def test_members_of_any_name_are_read(client: Client, bucket: BucketHandle) -> None:
+    stream, names = io.BytesIO(), ["a b+c%20&=.txt", "./x/ü.json", "{0..9}::$;.txt"]
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.size = len(name.encode())
+            tar.addfile(info, io.BytesIO(name.encode()))
+    bucket.object("odd.tar").put(stream.getvalue())
+    assert [found.name for found in bucket.object("odd.tar").members()] == names
+    for name in names:
+        assert bucket.object("odd.tar").member(name).read() == name.encode()
+    bucket.object("bad.tar").put(b"no tar")
+    with pytest.raises(BadShard):
+        list(bucket.object("bad.tar").members())
+
+
+def test_a_listing_of_members_never_mixes_two_versions(client: Client, bucket: BucketHandle) -> None:
+    def shard(prefix: str) -> bytes:
+        stream = io.BytesIO()
+        with tarfile.open(fileobj=stream, mode="w") as tar:
+            for number in range(2500):
+                tar.addfile(tarfile.TarInfo(f"{prefix}{number}"))
+        return stream.getvalue()
+
+    bucket.object("s.tar").put(shard("a"))
+    listing = bucket.object("s.tar").members()
+    assert next(listing).name == "a0"
+    bucket.object("s.tar").put(shard("b"))
+    with pytest.raises(Conflict):
+        list(listing)
+    assert [found.name for found in bucket.object("s.tar").members()] == [f"b{number}" for number in range(2500)]

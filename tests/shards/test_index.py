@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardmill.shards import Sample, ShardIndex, TarError, split_name
-from shardmill.shards.index import MAX_FIELDS
+from shardmill.shards.grouping import MAX_FIELDS
 from tests.shards.archives import END, header, member, reader, simple_shard
 
 

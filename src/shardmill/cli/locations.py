@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from typing import Annotated
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import typer
 
@@ -46,9 +46,11 @@ class Location:
     ref: ObjectRef
     transform: str | None = None
     """A spec with its version."""
+    member: str | None = None
+    """Of the plain object, which is a shard."""
 
     def __str__(self) -> str:
-        return str(self.ref)
+        return str(self.ref) if self.member is None else f"member {self.member!r} of {self.ref}"
 
     @property
     def handle(self) -> ObjectHandle:
@@ -56,14 +58,23 @@ class Location:
 
     @property
     def name(self) -> str:
-        """The last part of the key."""
-        return self.ref.key.rpartition("/")[2]
+        """The last part of the key, or of the member's name."""
+        return (self.member or self.ref.key).rpartition("/")[2]
+
+    @property
+    def url(self) -> str:
+        return self.handle.url(self.transform) if self.member is None else self.handle.member(self.member).url()
 
     def open(self) -> ObjectReader:
-        return self.handle.get(self.transform)
+        return self.handle.get(self.transform) if self.member is None else self.handle.member(self.member).get()
 
     def head(self) -> ObjectMeta:
-        return self.handle.head(self.transform)
+        return self.handle.head(self.transform) if self.member is None else self.handle.member(self.member).head()
+
+    def get_range(self, start: int, stop: int) -> bytes:
+        """Bytes of what is not transformed."""
+        handle = self.handle if self.member is None else self.handle.member(self.member)
+        return handle.get_range(start, stop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +127,8 @@ def locate(text: str, endpoint: str | None, options: Options | None = None) -> L
     parts = urlsplit(text)
     client = connect(f"{parts.scheme}://{parts.netloc}")
     if parts.path.startswith("/o/"):
-        return Location(client, parse_object_path(parts.path), options.resolve(client))
+        member = dict(parse_qsl(parts.query, errors="surrogateescape")).get("member")
+        return Location(client, parse_object_path(parts.path), options.resolve(client), member)
     if parts.path.startswith("/t/"):
         transformed = parse_transformed_path(parts.path)
         return Location(client, transformed.ref, options.resolve(client, replace(transformed.spec, k=None)))

@@ -21,6 +21,7 @@ from shardmill.config import ConfigError
 from shardmill.core.errors import (
     BadRequest,
     BucketNotFound,
+    MemberNotFound,
     ObjectNotFound,
     ShardmillError,
     TransformNotFound,
@@ -31,6 +32,7 @@ from shardmill.testing.node import NodeFailed
 
 HINTS: dict[type[ShardmillError], str] = {
     BucketNotFound: "`shardmill ls` shows the buckets",
+    MemberNotFound: "`shardmill ls --members URI` shows what is there",
     ObjectNotFound: "`shardmill ls BUCKET` shows what is there",
     TransformNotFound: "`shardmill transform ls` shows the registered ones",
     Unauthenticated: "set SHARDMILL_TOKEN",

@@ -22,12 +22,10 @@ from shardmill.cli.locations import (
 from shardmill.cli.output import JsonOption, count_text, print_json, print_table, say, size_text, time_text
 from shardmill.client import BucketHandle
 from shardmill.core.api import ObjectInfo
-from shardmill.core.errors import BadRequest, ObjectNotFound, RangeNotSatisfiable
+from shardmill.core.errors import BadRequest, ObjectNotFound
 from shardmill.core.templates import expand
-from shardmill.shards.grouping import Sample
-from shardmill.shards.index import ShardIndex
-
-HEADER_BLOCK = 8192  # bytes fetched for a tar header; small members that follow it come along
+from shardmill.shards.grouping import Grouper, Sample
+from shardmill.shards.tar import Member
 
 
 def list_objects(
@@ -66,7 +64,7 @@ def stat(
     meta = location.head()
     facts: dict[str, object] = {
         "uri": str(location),
-        "url": location.handle.url(location.transform),
+        "url": location.url,
         "size": meta.size if meta.size >= 0 else None,
         "modified": meta.modified or None,
         "etag": meta.etag,
@@ -129,26 +127,14 @@ def rb(
     say(f"removed {handle.uri}")
 
 
-def read_samples(location: Location, limit: int | None = None) -> Iterator[Sample]:
-    """The samples of a shard in order, from its headers alone, by small ranges."""
-    meta = location.handle.head()
-    window, window_start = b"", 0
-
-    def read(offset: int, length: int) -> bytes:
-        nonlocal window, window_start
-        if not (window_start <= offset and offset + length <= window_start + len(window)):
-            try:
-                window = location.handle.get_range(offset, offset + max(length, HEADER_BLOCK))
-            except RangeNotSatisfiable:
-                window = b""
-            window_start = offset
-        return window[offset - window_start : offset - window_start + length]
-
-    index = ShardIndex(read, meta.size)
-    given = 0
-    while (limit is None or given < limit) and (samples := index.advance(1)):
-        given += 1
-        yield samples[0]
+def read_samples(location: Location) -> Iterator[Sample]:
+    """The samples of a shard in order, from the node's index of its members."""
+    grouper = Grouper()
+    for info in location.handle.members():
+        grouper.add(Member(info.name, info.offset, info.size, info.offset, 0, 0, 0, 0, "", ""))
+        yield from grouper.take(1)
+    grouper.finish()
+    yield from grouper.take(1)
 
 
 def _list_buckets(endpoint: str | None, *, json: bool) -> None:

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
@@ -68,6 +68,9 @@ def get(
     byte_range: Annotated[
         str | None, typer.Option("--range", metavar="A-B", help="Bytes A to B, both included, as in HTTP.")
     ] = None,
+    member: Annotated[
+        str | None, typer.Option("--member", metavar="NAME", help="Of a shard: this member only.")
+    ] = None,
     endpoint: EndpointOption = None,
 ) -> None:
     """Get objects, transformed or as they are.
@@ -78,6 +81,10 @@ def get(
     template = _template_of(uri)
     if not recursive and not template and not uri.endswith("/"):
         location = locate(uri, endpoint, options)
+        if member is not None:
+            location = replace(location, member=member)
+        if location.member is not None and location.transform is not None:
+            raise BadRequest("a member is read as it is stored; leave out --transform, or take --start and --count")
         if byte_range is not None:
             _get_range(location, target, byte_range)
         elif target == "-":
@@ -85,8 +92,8 @@ def get(
         else:
             _get_one(location, _file_for(location, target))
         return
-    if target == "-" or byte_range is not None:
-        raise BadRequest("several objects can only go to a directory; name one object for - or --range")
+    if target == "-" or byte_range is not None or member is not None:
+        raise BadRequest("several objects can only go to a directory; name one object for -, --range or --member")
     directory = Path(target or ".")
     client = connect(endpoint)
     spec = options.resolve(client)
@@ -316,10 +323,12 @@ def _below(directory: Path, relative: str) -> Path:
 
 
 def _file_for(location: Location, target: str | None) -> Path:
-    if target is None:
-        return Path(location.name)
-    path = Path(target)
-    return path / location.name if path.is_dir() or target.endswith("/") else path
+    path = Path(target or ".")
+    if target is not None and not path.is_dir() and not target.endswith("/"):
+        return path
+    if location.name in ("", ".", ".."):
+        raise BadRequest(f"{location} has no name for a file; say which: shardmill get URI FILE")
+    return path / location.name
 
 
 def _get_many(downloads: Sequence[_Download]) -> None:
@@ -419,7 +428,7 @@ def _get_range(location: Location, target: str | None, text: str) -> None:
     resolved = wanted.resolve(location.head().size)
     if resolved is None:
         raise BadRequest(f"--range {text}: {location} has only {location.head().size} bytes")
-    data = location.handle.get_range(*resolved)
+    data = location.get_range(*resolved)
     if target == "-":
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()

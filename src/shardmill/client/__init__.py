@@ -1,7 +1,7 @@
 """The SDK: talk to a node, name objects by URL, register transforms."""
 
 from shardmill.client.client import Client
-from shardmill.client.handles import BucketHandle, ObjectHandle, Stored
+from shardmill.client.handles import BucketHandle, MemberHandle, ObjectHandle, Stored
 from shardmill.client.http import NodeUnreachable, TruncatedBody
 from shardmill.client.jobs import JobFailed, JobsHandle
 from shardmill.client.reading import ObjectReader
@@ -12,6 +12,7 @@ __all__ = [
     "Client",
     "JobFailed",
     "JobsHandle",
+    "MemberHandle",
     "NodeUnreachable",
     "ObjectHandle",
     "ObjectReader",

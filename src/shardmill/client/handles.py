@@ -15,10 +15,10 @@ import msgspec
 
 from shardmill.client.http import BLOCK, Transport, TruncatedBody, Upload
 from shardmill.client.reading import ObjectReader, meta_of, strong_etag
-from shardmill.core.api import ObjectInfo, ObjectPage
-from shardmill.core.errors import BadRequest, CorruptObject, ObjectNotFound
+from shardmill.core.api import MemberInfo, MemberPage, ObjectInfo, ObjectPage
+from shardmill.core.errors import BadRequest, Conflict, CorruptObject, MemberNotFound, ObjectNotFound
 from shardmill.core.meta import ObjectMeta
-from shardmill.core.paths import object_path, transformed_path
+from shardmill.core.paths import member_path, object_path, transformed_path
 from shardmill.core.ranges import ByteRange
 from shardmill.core.refs import Bucket, ObjectRef
 from shardmill.core.specs import Spec
@@ -151,15 +151,30 @@ class ObjectHandle:
         Raises:
             RangeNotSatisfiable: `start` is at or behind the end.
         """
-        if not 0 <= start <= stop:
-            raise BadRequest(f"range [{start}, {stop}) is not 0 <= start <= stop")
-        if start == stop:
-            return b""
-        headers = {"Range": str(ByteRange(start, stop))}
-        with self._transport.request("GET", object_path(self.ref), headers=headers) as answer:
-            if answer.status != 206:
-                raise TruncatedBody(f"the node answered a range of {self.uri} with {answer.status}")
-            return answer.read_all()
+        return _get_range(self._transport, object_path(self.ref), self.uri, start, stop)
+
+    def member(self, name: str) -> "MemberHandle":
+        """One member of the shard that the object is, by its name in the tar; whether it exists is not asked."""
+        return MemberHandle(self._transport, self.ref, name)
+
+    def members(self) -> Iterator[MemberInfo]:
+        """The shard's members in its order, page by page, from an index that the node keeps.
+
+        Raises:
+            BadShard: It is no good tar.
+            Conflict: It was replaced between two pages.
+        """
+        query, first = {"object": self.uri, "limit": str(PAGE)}, True
+        etag = None
+        while True:
+            with self._transport.request("GET", "/api/members", query=query) as answer:
+                page = msgspec.json.decode(answer.read_all(), type=MemberPage)
+            if not first and page.etag != etag:
+                raise Conflict(f"{self.uri} was replaced while its members were listed; list them again")
+            yield from page.members
+            if page.next is None:
+                return
+            query["after"], etag, first = page.next, page.etag, False
 
     def put(
         self,
@@ -231,6 +246,65 @@ class ObjectHandle:
             intact = meta.etag != stored.etag or meta.size == sent.size
         if not intact:
             raise CorruptObject(f"{self.uri} was stored with other bytes than were sent; put it again")
+
+
+class MemberHandle:
+    """One member of a shard: it is read as an object is, and cannot be written alone."""
+
+    def __init__(self, transport: Transport, ref: ObjectRef, name: str) -> None:
+        self._transport = transport
+        self.ref = ref
+        """The shard."""
+        self.name = name
+        self._path = member_path(ref, name)
+
+    def __repr__(self) -> str:
+        return f"MemberHandle({str(self.ref)!r}, {self.name!r})"
+
+    def url(self) -> str:
+        """The URL under which any HTTP client gets the member."""
+        return self._transport.endpoint + self._path
+
+    def get(self) -> ObjectReader:
+        """Open the member for reading; its `meta` is the member's, under the shard's key.
+
+        Raises:
+            ObjectNotFound, BucketNotFound, MemberNotFound: Something named does not exist.
+            BadShard: The object is no good tar.
+        """
+        return ObjectReader(self._transport, self.ref, self._path)
+
+    def read(self) -> bytes:
+        """All bytes of the member."""
+        with self._transport.request("GET", self._path) as answer:
+            return answer.read_all()
+
+    def get_range(self, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of the member, fewer at its end; as `ObjectHandle.get_range`."""
+        return _get_range(self._transport, self._path, repr(self), start, stop)
+
+    def head(self) -> ObjectMeta:
+        """What is known of the member: its size, and an ETag that it has for itself."""
+        try:
+            with self._transport.request("HEAD", self._path) as answer:
+                return meta_of(self.ref, answer)
+        except FileNotFoundError as error:
+            # A HEAD has no body, so what is missing can only be told in general.
+            request_id = getattr(error, "request_id", None)
+            raise MemberNotFound(
+                f"{self.ref} or its member {self.name!r} does not exist", request_id=request_id
+            ) from None
+
+
+def _get_range(transport: Transport, path: str, what: str, start: int, stop: int) -> bytes:
+    if not 0 <= start <= stop:
+        raise BadRequest(f"range [{start}, {stop}) is not 0 <= start <= stop")
+    if start == stop:
+        return b""
+    with transport.request("GET", path, headers={"Range": str(ByteRange(start, stop))}) as answer:
+        if answer.status != 206:
+            raise TruncatedBody(f"the node answered a range of {what} with {answer.status}")
+        return answer.read_all()
 
 
 class _Sent:

@@ -6,6 +6,7 @@ alone and drops the query.
 
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from urllib.parse import quote
 
 from shardmill.core.errors import BadRequest
 from shardmill.core.refs import Bucket, ObjectRef, quote_key, unquote_path
@@ -32,6 +33,17 @@ def folder_key(ref: ObjectRef, digits: int = 4) -> str:
 def object_path(ref: ObjectRef) -> str:
     """`/o/{provider}/{bucket}/{key}`, percent-encoded."""
     return f"/o/{ref.bucket.provider}/{ref.bucket.name}/{quote_key(ref.key)}"
+
+
+def member_path(ref: ObjectRef, name: str) -> str:
+    """`/o/{provider}/{bucket}/{key}?member={name}`, percent-encoded; bytes that are no UTF-8 are surrogates in `name`.
+
+    Raises:
+        BadRequest: The name is empty.
+    """
+    if not name:
+        raise BadRequest(f"a member of {ref} without a name")
+    return f"{object_path(ref)}?member={quote(name, safe='/-._~', errors='surrogateescape')}"
 
 
 def transformed_path(ref: ObjectRef, spec: Spec) -> str:

@@ -5,13 +5,8 @@ A sample is handed out only when the next key or the end of the archive has been
 
 from collections.abc import Callable
 
-from shardmill.shards.grouping import Field, Sample, is_meta, split_name
-from shardmill.shards.tar import Member, TarError, TarHeaders
-
-MAX_FIELDS = 1 << 16  # of one sample; one key over a whole shard would otherwise be held in memory at once
-
-# WebDataset keeps these in the sample itself, so a member of that name is a duplicate there.
-_RESERVED = frozenset(("__key__", "__url__"))
+from shardmill.shards.grouping import Grouper, Sample
+from shardmill.shards.tar import TarError, TarHeaders
 
 
 class ShardIndex:
@@ -26,17 +21,14 @@ class ShardIndex:
         size: Bytes of the whole shard.
         """
         self._headers = TarHeaders(read, size)
-        self._ordinal = 0
-        self._key: str | None = None
-        self._fields: dict[str, Member] = {}
-        self._whole: list[Sample] = []
+        self._grouper = Grouper()
         self._error: TarError | None = None
         self._ended = False
 
     @property
     def ended(self) -> bool:
         """Whether every sample has been handed out."""
-        return self._ended and not self._whole
+        return self._ended and not self._grouper.whole
 
     @property
     def position(self) -> int:
@@ -59,12 +51,12 @@ class ShardIndex:
         Raises:
             TarError: The shard is damaged. Samples that are whole before the damage have all been handed out.
         """
-        while len(self._whole) < limit and not self._ended and self._error is None:
+        while len(self._grouper.whole) < limit and not self._ended and self._error is None:
             try:
                 self._step()
             except TarError as error:
                 self._error = error
-        taken, self._whole = self._whole[:limit], self._whole[limit:]
+        taken = self._grouper.take(limit)
         if not taken and self._error is not None:
             raise self._error
         return taken
@@ -72,28 +64,7 @@ class ShardIndex:
     def _step(self) -> None:
         member = self._headers.next_member()
         if member is None:
-            self._finish_sample()
+            self._grouper.finish()
             self._ended = True
-            return
-        split = None if is_meta(member.name) else split_name(member.name)
-        if split is None:
-            return
-        key, field = split
-        if key != self._key:
-            self._finish_sample()
-            self._key = key
-        if field in self._fields or field in _RESERVED:
-            raise TarError(f"sample {key!r} has two fields {field!r}", member.header_offset)
-        if len(self._fields) == MAX_FIELDS:
-            raise TarError(f"sample {key!r} has more than {MAX_FIELDS} fields", member.header_offset)
-        self._fields[field] = member
-
-    def _finish_sample(self) -> None:
-        if self._key is None:
-            return
-        key, fields, self._key, self._fields = self._key, self._fields, None, {}
-        # WebDataset drops a sample whose field `__bad__` is not empty.
-        if (bad := fields.get("__bad__")) is not None and bad.size:
-            return
-        self._whole.append(Sample(key, self._ordinal, tuple(Field(name, member) for name, member in fields.items())))
-        self._ordinal += 1
+        else:
+            self._grouper.add(member)
