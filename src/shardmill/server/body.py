@@ -5,6 +5,7 @@ completed. A sendfile call holds its thread until the kernel has taken the bytes
 """
 
 import asyncio
+import contextlib
 import os
 import select
 import socket
@@ -271,8 +272,12 @@ async def seen_through(work: asyncio.Future[Value]) -> Value:
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
-        await asyncio.wait([work])
-        work.exception()  # marks it retrieved: its waiter has gone
+        while not work.done():
+            # Whoever is stopped may be told so more than once.
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([work])
+        if not work.cancelled():
+            work.exception()  # marks it retrieved: its waiter has gone
         raise
 
 
