@@ -5,6 +5,7 @@ import socket
 import pytest
 
 from shardmill import __version__
+from shardmill.cli import serve
 from shardmill.cli.main import app, run
 
 
@@ -80,6 +81,16 @@ def test_a_wrong_call_is_status_2_and_one_line(call: str, said: str, capsys: pyt
     assert out == ""
     assert said in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("call", ["serve", "demo", "transform try {here}:f {here}"])
+def test_what_runs_a_node_names_the_extra_that_is_missing(
+    call: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(serve, "SERVER_PARTS", ("a_library_that_nobody_has",))
+    assert run(call.format(here=__file__).split()) == 2
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "shardmill: only the client is installed; for a node: pip install 'shardmill[server]'\n")
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:

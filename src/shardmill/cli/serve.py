@@ -101,7 +101,7 @@ def check_server_is_installed() -> None:
     """Exit with status 2 and the way out where only the client is installed."""
     missing = [name for name in SERVER_PARTS if importlib.util.find_spec(name) is None]
     if missing:
-        say("pip install 'shardmill[server]'")
+        say("shardmill: only the client is installed; for a node: pip install 'shardmill[server]'")
         raise typer.Exit(2)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from shardmill.cli.locations import Location, is_remote, locate
 from shardmill.cli.output import count_text, say, size_text
+from shardmill.cli.serve import check_server_is_installed
 from shardmill.client import Client
 from shardmill.client.shards import PICTURES, StreamedSample, describe_field, describe_sample, read_stream
 from shardmill.core.api import TransformInfo, TransformStatistics
@@ -100,6 +101,7 @@ def shard_at(shard: str, endpoint: str | None) -> Iterator[Location]:
     path = Path(shard).absolute()
     if not path.is_file():
         raise BadRequest(f"{shard}: no such file; give a .tar file or the URI of a shard at a node")
+    check_server_is_installed()
     from shardmill.testing.node import running_node
 
     say(f"starting a private node for {path.name}")
