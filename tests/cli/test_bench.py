@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import socket
 import threading
 import time
@@ -184,10 +185,11 @@ def test_outputs_larger_than_inputs_stay_off_a_slow_link(bench: Bench, slow_link
     assert "the link carries" in report["reason"]
 
 
-def test_a_small_transform_stays_on_the_client(bench: Bench) -> None:
+def test_the_table_ends_with_the_side_and_why(bench: Bench) -> None:
+    # Which side it is hangs on how busy this machine is just then: the sides are tested below, on given figures.
     status, out, _ = bench("relabel", "--samples", "20", "--rounds", "2")
     assert status == 0
-    assert "run it on the client: " in out
+    assert re.fullmatch(r"run it (on the client|in the store): .{10,}", out.splitlines()[-1])
     assert "20 samples of" in out
     for line in ("CPU here", "time of the node's worker", "bytes over the link", "samples/s at most", "limited by"):
         assert line in out

@@ -242,7 +242,7 @@ def test_the_command_lists_and_removes(served: Served, client: Client, kept: tup
     assert err.startswith("removed 2 results, ")
     status, out, err = shell("transform", "results", "ls")
     assert (status, out) == (0, "")
-    assert err.startswith("0 results, 0; 0 of ")
+    assert err.startswith("0 results, 0 B; 0 B of ")
 
 
 @pytest.mark.parametrize(
