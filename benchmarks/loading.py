@@ -67,10 +67,14 @@ def measure(setting: Setting, scratch: Path, rounds: int, tensorflow: Path | Non
 
 
 def _loaders(stack: contextlib.ExitStack, setting: Setting, node: Served, pictures: Path) -> Iterator[Loader]:
-    plain = [node.client.object_url(BUCKET, path.name) for path in setting.shards]
+    names = [path.name for path in setting.shards]
+    plain = [node.client.object_url(BUCKET, name) for name in names]
+    # Announced, as those of a training script are: a pass ends before the next begins, so nothing is done ahead of the
+    # clock.
+    transformed = node.client.expand_object_urls(BUCKET, node.spec, names=names)
     kinds: list[tuple[str, str, int, list[str]]] = [
-        ("shardmill.torch on transformed URLs", "shardmill", 0, node.urls),
-        ("WebDataset on transformed URLs, 1 worker", "webdataset-in-store", 1, node.urls),
+        ("shardmill.torch on transformed URLs", "shardmill", 0, transformed),
+        ("WebDataset on transformed URLs, 1 worker", "webdataset-in-store", 1, transformed),
         *(
             (f"WebDataset on the client, {count} worker{'s' * (count != 1)}", "webdataset-here", count, plain)
             for count in (0, 1, 2)

@@ -177,15 +177,15 @@ def describe_machine() -> str:
 
 
 def describe_peers(name: str) -> str:
-    """Versions, from the lock, of what a section compares with."""
+    """Versions, from the locks, of what a section compares with."""
     wanted = {
         "serving": ("aistore", "webdataset", "torch", "torchvision", "pillow"),
-        "loading": ("webdataset", "spdl", "litdata", "torch", "torchvision", "pillow"),
+        "loading": ("webdataset", "spdl", "litdata", "tensorflow-cpu", "torch", "torchvision", "pillow"),
     }.get(name, ())
-    lock = (ROOT / "requirements" / "bench.lock").read_text()
-    found = [re.search(rf"^{peer}==(\S+)", lock, re.MULTILINE) for peer in wanted]
+    locks = "".join((ROOT / "requirements" / f"{lock}.lock").read_text() for lock in ("bench", "bench-tensorflow"))
+    found = [re.search(rf"^{peer}==(\S+)", locks, re.MULTILINE) for peer in wanted]
     versions = ", ".join(f"{peer} {match[1]}" for peer, match in zip(wanted, found, strict=True) if match)
-    return f" {versions[:1].upper()}{versions[1:]}." if versions else ""
+    return f" Compared with {versions}." if versions else ""
 
 
 def today() -> str:
