@@ -39,7 +39,8 @@ TITLES = {
         "Batches of 64, as tensors",
         "One pass over all shards, after one that is not counted. Loaders on plain files have nothing to receive and "
         "read no tar; tf.data service runs TensorFlow's own operations, since its graph cannot call Python. "
-        "Everything, the node too, shares the same cores: on more machines the store's side would have more of them.",
+        "Everything, the node too, shares the same cores: on more machines the store's side would have more of them. "
+        "Worker processes stay from pass to pass, which spares WebDataset and LitData starting them anew.",
     ),
     "workers": (
         "Workers",
@@ -61,8 +62,7 @@ Every figure here was measured by `make bench`, on one machine, by the command t
 alone measures all of it on yours and prints it. A machine's own speed drifts, so contestants take turns within each
 round, and what counts are ratios within a round. Shown are medians with their range; a target that was missed says so.
 
-![Samples a second of shardmill and of what people use instead: transformed shards by HTTP on the left, batches of
-tensors on the right](images/benchmarks.png)
+![Samples a second of shardmill and of what people use instead, medians and ranges](images/benchmarks.png)
 
 """
 

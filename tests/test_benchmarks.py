@@ -1,5 +1,7 @@
 """The page of figures: made of what was measured and of nothing else; and that peers of a benchmark do their work."""
 
+import json
+import re
 import sys
 import time
 from dataclasses import replace
@@ -60,6 +62,23 @@ def test_ratios_are_taken_within_a_round() -> None:
     assert (
         markdown([Row("x", Samples([1.0]), "ms")]) == "| | median | range |\n|---|---|---|\n| x | 1.0 ms | 1.0 – 1.0 |"
     )
+
+
+def test_the_documentation_shows_the_figures_that_are_kept() -> None:
+    sections = page.load()
+    assert sections
+    assert page.PAGE.read_text(encoding="utf-8") == page.render(sections)
+    assert page.CHART.read_bytes().startswith(b"\x89PNG")
+    for name, section in sections.items():
+        assert f"--only {name}" in section.command
+        assert "--write" in section.command
+        assert section.rows
+        for row in section.rows:
+            assert len(row.samples.values) >= 1
+    # Figures are numbers of this one file; the page has no others in its tables.
+    table_rows = re.findall(r"^\| (?!\|)(.+?) \| ", page.PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(table_rows) == {row.what for section in sections.values() for row in section.rows}
+    assert json.loads(page.FIGURES.read_text(encoding="utf-8")).keys() == sections.keys()
 
 
 def test_a_measured_process_ends_with_what_it_has_started() -> None:
