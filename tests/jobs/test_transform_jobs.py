@@ -33,7 +33,7 @@ from tests.jobs.support import (
     tar_of,
     wait_for,
 )
-from tests.server.readers import metric
+from tests.server.readers import metric, open_files, wait_until
 from tests.storage.full_disk import write_limit
 
 
@@ -445,6 +445,36 @@ def test_metrics_count_what_jobs_did(client: Client, destination: str, spec: str
     assert (count("made") - made, count("found") - found) == (3, 3)
     assert metric(client, "shardmill_job_bytes_total", kind="transform") - size == job.bytes_out
     assert metric(client, "shardmill_jobs", state="done") - ended == 1
+
+
+def test_nothing_is_left_open_by_jobs_of_any_end(shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "into").mkdir()
+    buckets = [f"{SOURCE}=dir:{shards}", "ais://pool", f"gs://into=dir-rw:{tmp_path / 'into'}"]
+    flags = [word for bucket in buckets for word in ("--bucket", bucket)]
+    with running_node(*flags, "--workers", "2", data=tmp_path / "data") as node, Client(node.endpoint) as own:
+        spec = f"{own.transforms.add(shrink).uuid},seed=1"
+        slow = f"{own.transforms.add(shrink_slowly).uuid},seed=1"
+        failing = f"{own.transforms.add(shrink_some).uuid},seed=1"
+        run(own, "ais://pool", spec)
+        own.transforms.remove_results(everything=True)
+
+        def held() -> list[str]:
+            """Of shards, results and uploads; what idle workers share with the node comes and goes."""
+            return [target for target in open_files(node.pid) if target.startswith((str(tmp_path), str(shards)))]
+
+        before = held()
+        for into in ("ais://pool", "gs://into"):
+            run(own, into, spec, rename="more/{key}")
+            job = own.jobs.transform(SOURCE, into, slow, prefix="imagenet-", rename="slow/{key}")
+            wait_for(own, job.id, lambda details: details.job.bytes_done > 0, "it does not begin")
+            own.jobs.cancel(job)
+            with pytest.raises(JobFailed):
+                own.jobs.wait(own.jobs.transform(SOURCE, into, failing, prefix="imagenet-val", rename="bad/{key}"))
+        own.transforms.remove_results(everything=True)
+        wait_until(lambda: held() == before, "files are left open")
+        assert list((node.data / "results" / "tmp").iterdir()) == []
+        assert list((node.data / "pool").glob("*/tmp/*")) == []
+        assert [path.name for path in (tmp_path / "into").iterdir() if path.name.startswith(".shardmill-")] == []
 
 
 def test_many_names_are_not_told_again_and_again(client: Client, destination: str) -> None:

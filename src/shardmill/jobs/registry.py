@@ -137,10 +137,15 @@ class Jobs:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, node: Node) -> AsyncIterator["Jobs"]:
-        """Open those below the node's data directory, and go on with what was at work."""
+    async def open(cls, node: Node, kinds: Mapping[str, Kind] | None = None) -> AsyncIterator["Jobs"]:
+        """Open those below the node's data directory, and go on with what was at work.
+
+        Args:
+            node: What they work on.
+            kinds: By name; default: those that there are.
+        """
         records = await asyncio.to_thread(Records, node.config.server.data / "jobs")
-        jobs = cls(node, records, {"transform": TransformJobs(node)})
+        jobs = cls(node, records, kinds if kinds is not None else {"transform": TransformJobs(node)})
         for saved in await asyncio.to_thread(records.load):
             jobs._jobs[saved.info.id] = Job(Principal(saved.principal), saved.info)
         try:
