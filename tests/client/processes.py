@@ -13,7 +13,9 @@ from typing import Any
 import cloudpickle
 import numpy as np
 
-from shardmill.client.shipping import ship
+from shardmill.client.shipping import PYTHON, ship
+from shardmill.core.api import Code
+from shardmill.etl.fingerprints import fingerprint
 
 Files = dict[str, str]
 
@@ -42,6 +44,11 @@ class Shipped:
     label: str
     name: str
     payload: Path
+
+    @property
+    def fingerprint(self) -> str:
+        """What a node would know it by."""
+        return fingerprint(Code("cloudpickle", self.payload.read_bytes(), self.form, PYTHON))
 
     def call(self, argument: object) -> Any:
         """What the function returns in a fresh interpreter."""

@@ -126,9 +126,11 @@ def test_six_processes_give_one_form_and_a_changed_constant_another(tmp_path: Pa
         ship_from(tmp_path / "commented", commented, FILES, seed=1),
     ]
     assert len({client.form for client in clients}) == 1
+    assert len({client.fingerprint for client in clients}) == 1
     changed = {**FILES, "helpers.py": FILES["helpers.py"].replace("FACTOR = 3", "FACTOR = 4")}
     other = ship_from(tmp_path / "changed", SCRIPT, changed)
     assert other.form != clients[0].form
+    assert other.fingerprint != clients[0].fingerprint
     assert clients[0].modules == ["numpy"]
     assert clients[0].name == "augment"
     assert clients[0].label.startswith(str(tmp_path / "first" / "job.py:"))

@@ -8,13 +8,15 @@ import pytest
 
 from shardmill.core.errors import TransformNotFound
 from shardmill.core.specs import Spec
-from shardmill.etl.versions import Version, Versions, build_info
+from shardmill.etl.versions import Version, Versions, build_info, compute_digest
 from tests.etl.support import IDENTITY, request_for
 
 
 def version_with(args: dict[str, object] | None) -> Version:
     request = msgspec.structs.replace(request_for(IDENTITY), args=args)
-    return Version(build_info(request, "default", None), request.code, allow_pickle=False)
+    return Version(
+        build_info(request, "default", None, digest=compute_digest(request)), request.code, allow_pickle=False
+    )
 
 
 def test_versions_with_arguments_are_found_again_after_a_restart(tmp_path: Path) -> None:
@@ -58,3 +60,13 @@ def test_without_arguments_people_get_the_version_that_was_registered_last(tmp_p
     assert registry.find("t", digits, Spec.parse(first.info.uuid).args) == first
     with pytest.raises(TransformNotFound):
         registry.get("t", digits)
+
+
+def test_versions_of_the_form_before_are_found_by_their_digests(tmp_path: Path) -> None:
+    version = version_with(None)
+    asyncio.run(Versions(tmp_path).add(version))
+    [record] = tmp_path.glob("*/*.json")
+    record.write_bytes(record.read_bytes().replace(b'"form":2,', b'"form":1,'))
+    assert Versions(tmp_path).list() == [version]
+    record.write_bytes(record.read_bytes().replace(b'"form":1,', b'"form":3,'))
+    assert Versions(tmp_path).list() == []

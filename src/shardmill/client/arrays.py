@@ -52,3 +52,21 @@ def tensor(value: Any, place: Place) -> list[Token] | None:
         dense = dense.int_repr()
     plain = dense.as_subclass(torch.Tensor).resolve_conj().resolve_neg().contiguous().reshape(-1)
     return [("tensor", repr(about).encode()), ("bytes", plain.view(torch.uint8).numpy().tobytes())]
+
+
+def storage(value: Any) -> tuple[bytearray, Any] | None:
+    """The bytes of a tensor's storage, and its type if it has one; None for anything else.
+
+    torch writes the storage's address beside them, so that equal ones differ in each process.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return None
+    if isinstance(value, torch.TypedStorage):
+        # Its public name warns that typed storages will go; tensors are still pickled with them.
+        plain, dtype = value._untyped_storage, value.dtype
+    elif isinstance(value, torch.UntypedStorage):
+        plain, dtype = value, None
+    else:
+        return None
+    return bytearray(torch.empty(0, dtype=torch.uint8).set_(plain).numpy()), dtype

@@ -16,6 +16,7 @@ from typing import Any
 
 import cloudpickle
 
+from shardmill.client import arrays
 from shardmill.client.normal_form import Walk
 from shardmill.client.ownership import is_own
 from shardmill.client.reach import nested_codes, reach_of
@@ -75,6 +76,15 @@ def _unpack(
     return function
 
 
+def _make_storage(data: bytearray, dtype: object) -> object:
+    # Runs where nothing of this module exists, but torch.
+    import importlib
+
+    torch = importlib.import_module("torch")
+    plain = torch.frombuffer(data, dtype=torch.uint8).untyped_storage() if data else torch.UntypedStorage(0)
+    return plain if dtype is None else torch.TypedStorage(wrap_storage=plain, dtype=dtype, _internal=True)
+
+
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
     def __init__(self, stream: io.BytesIO, walk: Walk, register: "_Register") -> None:
         super().__init__(stream)
@@ -86,6 +96,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
     def reducer_override(self, value: Any) -> Any:
         if shared := shared_object(value):
             return getattr, (sys.modules[shared[0]], shared[1])
+        if (storage := arrays.storage(value)) is not None:
+            return FunctionType(_make_storage.__code__, {}, "_make_storage"), storage
         if isinstance(value, ModuleType) and is_own(value):
             return ModuleType, (value.__name__,), self._reached(value)
         if isinstance(value, type | FunctionType):
@@ -108,11 +120,15 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         """
         make, (code, plain, *others), (attributes, slots), *rest = reduced
         shared = self._globals.get(id(function.__globals__), plain)
-        names = reach_of(function.__code__).names
+        names = reach_of(function.__code__).names.keys()
         slots = {
             **slots,
             "__annotations__": {},
-            "__globals__": {name: value for name, value in function.__globals__.items() if name in names},
+            "__globals__": {name: function.__globals__[name] for name in sorted(names & function.__globals__.keys())},
+            # cloudpickle gives them in the order in which this process has imported them.
+            "_cloudpickle_submodules": sorted(
+                slots["_cloudpickle_submodules"], key=lambda module: str(module.__name__)
+            ),
         }
         return make, (code, shared, *others), (attributes, slots), *rest
 

@@ -15,7 +15,6 @@ import msgspec
 
 from shardmill.config import EnvironmentSettings, PackageSettings, TransformSettings
 from shardmill.core.api import (
-    Code,
     FailureInfo,
     ProbeReport,
     RunInfo,
@@ -46,7 +45,7 @@ from shardmill.etl.sample_run import SampleRun, ShardReader
 from shardmill.etl.scratch import remove_tree
 from shardmill.etl.staging import stage
 from shardmill.etl.statistics import Counters, EngineStatistics
-from shardmill.etl.versions import Version, Versions, arguments_hash, build_info
+from shardmill.etl.versions import Version, Versions, arguments_hash, build_info, compute_digest
 from shardmill.etl.workers import WorkerPool
 
 logger = logging.getLogger(__name__)
@@ -167,28 +166,30 @@ class Engine:
             TransformFailed: No environment fits, the function cannot be loaded, or the probe fails.
         """
         code = request.code
+        digest = await asyncio.to_thread(compute_digest, request)
         requirements = parse_requirements(request.packages)
         if not requirements:
             environment = await self.environments.choose(
                 request.environment, python=code.python, modules=code.modules, progress=progress
             )
-            return await self._register_in(environment, request, probe_with, progress)
+            return await self._register_in(environment, request, digest, probe_with, progress)
         request = msgspec.structs.replace(request, packages=[str(requirement) for requirement in requirements])
         async with self.environments.build(
             requirements, request.environment, python=code.python, modules=code.modules, progress=progress
         ) as environment:
-            return await self._register_in(environment, request, probe_with, progress)
+            return await self._register_in(environment, request, digest, probe_with, progress)
 
     async def _register_in(
         self,
         environment: Environment,
         request: TransformRequest,
+        digest: str,
         probe_with: tuple[Source, str] | None,
         progress: Callable[[str], None],
     ) -> tuple[TransformInfo, bool]:
         code = request.code
         await environment.zygote(code.modules, progress=progress)
-        version = self._version(request, code, environment, None)
+        version = self._version(request, digest, environment, None)
         try:
             failure = await self.pool.warm(version, environment)
         except (ConnectionError, TimeoutError) as error:
@@ -199,7 +200,7 @@ class Engine:
             what = f"{SAMPLES} samples of " if request.kind == "sample" else ""
             progress(f"trying {what}{probe_with[1]}")
             report = await self._probe(version, environment, *probe_with)
-            version = self._version(request, code, environment, report)
+            version = self._version(request, digest, environment, report)
         is_new = await self.versions.add(version)
         return self.versions.get(version.info.name, version.info.digest, _args(version)).info, is_new
 
@@ -336,11 +337,12 @@ class Engine:
         return min(self.settings.run_window, self.settings.node_window // (self.runs.going_on + 1))
 
     def _version(
-        self, request: TransformRequest, code: Code, environment: Environment, report: ProbeReport | None
+        self, request: TransformRequest, digest: str, environment: Environment, report: ProbeReport | None
     ) -> Version:
         locked = (environment.info().packages or []) if request.packages else []
-        info = build_info(request, environment.name, report, parts=part_uuids(code), locked=locked)
-        return Version(info, code, request.allow_pickle)
+        parts = part_uuids(request.code)
+        info = build_info(request, environment.name, report, digest=digest, parts=parts, locked=locked)
+        return Version(info, request.code, request.allow_pickle)
 
     def _users(self, environment: str) -> list[str]:
         """The transforms that run in an environment."""

@@ -22,9 +22,12 @@ from shardmill.core.commands import check_command
 from shardmill.core.errors import BadRequest, Conflict, InsufficientStorage, TransformNotFound
 from shardmill.core.specs import SPEC_DIGITS, Spec
 from shardmill.etl.durable import sync_directory, write_durably
+from shardmill.etl.fingerprints import fingerprint
 
-FORM = 1
-"""Of the normal form and of this record; raised when either changes."""
+FORM = 2
+"""Of what a digest is over, and of this record; raised when either changes."""
+
+_KNOWN_FORMS = (1, FORM)  # what was registered before keeps its digest, under which nothing can be registered any more
 
 FORMAT = 1
 """Raised when decoding, encoding or framing changes the bytes that a version gives; part of a result's key."""
@@ -67,12 +70,15 @@ class _Record(msgspec.Struct, frozen=True):
 
 
 def compute_digest(request: TransformRequest) -> str:
-    """The identity of a version: the code's normal form and what else decides bytes; 64 hex digits.
+    """The identity of a version: its code and what else decides bytes; 64 hex digits.
 
-    Name, environment, packages and error policy are left out.
+    Of the code both the normal form, as its client has made it, and the fingerprint, which is read off what will be
+    run: code that claims the form of other code is another version. Name, environment, packages and error policy are
+    left out. Takes some milliseconds, more for large payloads.
     """
     kind = f"{request.kind} by path" if request.by_path else request.kind
-    parts = [str(FORM), kind, request.code.form, request.decoder or "", str(request.decoder is None)]
+    code = [request.code.form, fingerprint(request.code)]
+    parts = [str(FORM), kind, *code, request.decoder or "", str(request.decoder is None)]
     parts += [",".join(sorted(request.fields)) if request.fields is not None else "*", request.code.python]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -150,7 +156,7 @@ class Versions:
         async with self._lock:
             known = self._versions.pop(key, None)
             if known is not None:
-                # The first code stays: equal digests are equal code, and running workers have it.
+                # The first code stays: equal digests do the same, and running workers have it.
                 version = Version(
                     msgspec.structs.replace(info, probe=info.probe or _probe_of(known, info.environment)),
                     known.code,
@@ -214,7 +220,7 @@ class Versions:
                 payload = path.with_name(path.name.removesuffix(_RECORD) + _PAYLOAD).read_bytes()
             except (OSError, msgspec.MsgspecError):
                 continue
-            if record.form != FORM or hashlib.sha256(payload).hexdigest() != record.code_hash:
+            if record.form not in _KNOWN_FORMS or hashlib.sha256(payload).hexdigest() != record.code_hash:
                 continue
             code = Code(
                 encoding=record.encoding, payload=payload,
@@ -247,6 +253,7 @@ def build_info(
     environment: str,
     probe: ProbeReport | None,
     *,
+    digest: str,
     parts: Sequence[str] = (),
     locked: Sequence[str] = (),
 ) -> TransformInfo:
@@ -256,10 +263,10 @@ def build_info(
         request: Its registration.
         environment: Where it runs.
         probe: What was found out by trying it.
+        digest: See `compute_digest`.
         parts: Of a pipeline, the versions that it was made of.
         locked: What its packages were resolved to.
     """
-    digest = compute_digest(request)
     return TransformInfo(
         name=request.name,
         digest=digest,
