@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import ahead, loading, objects, page, serving, sharing, starting, storing, transforms
+from benchmarks import ahead, loading, members, objects, page, serving, sharing, starting, storing, transforms
 from benchmarks.table import Row, markdown
 from benchmarks.transforms import Setting
 
@@ -35,6 +35,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--tensorflow", type=Path, metavar="PYTHON", help="made from requirements/bench-tensorflow.lock"
     )
+    parser.add_argument("--nginx", type=Path, metavar="PROGRAM", help="default: the one that is installed, if any")
     parser.add_argument("--write", action="store_true", help="into docs/: the figures, the page and the chart")
     return parser.parse_args()
 
@@ -45,6 +46,8 @@ def _measure(name: str, arguments: argparse.Namespace, scratch: Path) -> list[Ro
         return objects.measure(scratch, rounds)
     if name == "storing":
         return storing.measure(scratch, rounds)
+    if name == "members":
+        return members.measure(scratch, rounds, arguments.nginx)
     directory = _directory(arguments.shards, scratch)
     if name == "ahead":
         return ahead.measure(_shards(directory, "val", 6), rounds)

@@ -1,20 +1,24 @@
-"""One member of a large shard, the last of 14,600, beside a range of the same bytes from nginx.
+"""One member of a large shard, the last of 14,600, beside the first, and beside a range of the same bytes from nginx.
 
-Both are asked by the same blocking reader over one kept-alive connection, in turns. nginx is the distribution's own
-package, with one worker and its settings for small answers; where it is not installed there is no such row.
+All are asked by the same blocking reader over one kept-alive connection, in turns. nginx is the one that is installed,
+with one worker and its settings for small answers; where there is none, the rows that compare with it are left out.
 """
 
 import contextlib
+import grp
 import io
+import os
+import pwd
 import shutil
 import socket
 import subprocess
 import tarfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.table import Row, Samples
+from benchmarks.table import Row, Samples, ratio_of
 from shardmill import Client
 from shardmill.testing.node import running_node
 
@@ -22,7 +26,8 @@ MEMBERS = 14_600
 SIZE = 3600  # bytes of a member; with header and padding all are 64 MiB
 REQUESTS = 1000  # a round
 
-_CONF = """worker_processes 1;
+_CONF = """user {user} {group};
+worker_processes 1;
 daemon off;
 pid {directory}/nginx.pid;
 error_log {directory}/error.log;
@@ -42,6 +47,15 @@ http {{
   server {{ listen 127.0.0.1:{port}; root {root}; }}
 }}
 """
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is read again and again, and from where."""
+
+    what: str
+    port: int
+    request: bytes
 
 
 class Reader:
@@ -68,8 +82,8 @@ class Reader:
         return data[end + 4 :]
 
 
-def measure(directory: Path, rounds: int, nginx: str | None = None) -> list[Row]:
-    """Members from a directory and from the pool, first and last, of an nginx range's rate.
+def measure(directory: Path, rounds: int, nginx: Path | None = None) -> list[Row]:
+    """First and last member from a directory, the last from the pool.
 
     Args:
         directory: Scratch.
@@ -77,11 +91,9 @@ def measure(directory: Path, rounds: int, nginx: str | None = None) -> list[Row]
         nginx: Its program; default: the one that is installed.
     """
     program = nginx or shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin")
-    if program is None:
-        return []
     files = directory / "files"
     files.mkdir(parents=True)
-    shard, last = files / "shard.tar", f"{MEMBERS - 1:06d}.jpg"
+    shard, first, last = files / "shard.tar", "000000.jpg", f"{MEMBERS - 1:06d}.jpg"
     write_shard(shard)
     with tarfile.open(shard) as archive:
         info = archive.getmember(last)
@@ -91,20 +103,23 @@ def measure(directory: Path, rounds: int, nginx: str | None = None) -> list[Row]
             client.bucket("ais://bench").create()
             client.object("ais://bench/shard.tar").put(shard)
         port = int(node.endpoint.rpartition(":")[2])
-        requests = {
-            f"{which} of {MEMBERS} members of a {shard.stat().st_size >> 20} MiB shard in {where}": (
-                port,
-                _request(f"/o/{bucket}/shard.tar?member={name}"),
+        asked = [
+            Asked(what, port, _request(f"/o/{bucket}/shard.tar?member={name}"))
+            for what, bucket, name in (
+                (
+                    f"first of {MEMBERS} members of a {shard.stat().st_size >> 20} MiB shard in a directory",
+                    "gs/files",
+                    first,
+                ),
+                ("last of them", "gs/files", last),
+                ("last of them, the shard in the pool", "ais/bench", last),
             )
-            for which, where, bucket, name in (
-                ("first", "a directory", "gs/files", "000000.jpg"),
-                ("last", "a directory", "gs/files", last),
-                ("last", "the pool", "ais/bench", last),
-            )
-        }
-        beside = stack.enter_context(_nginx(program, directory, files))
-        limit = beside, _request("/shard.tar", f"Range: bytes={info.offset_data}-{info.offset_data + SIZE - 1}")
-        return _measure(requests, limit, rounds)
+        ]
+        if program is not None:
+            header = f"Range: bytes={info.offset_data}-{info.offset_data + SIZE - 1}"
+            beside = stack.enter_context(_nginx(program, directory, files))
+            asked.append(Asked("the last one's bytes as a range from nginx", beside, _request("/shard.tar", header)))
+        return _rows(_measure(asked, rounds), has_nginx=program is not None)
 
 
 def write_shard(path: Path) -> None:
@@ -116,24 +131,30 @@ def write_shard(path: Path) -> None:
             archive.addfile(info, io.BytesIO(b"%06d" % number * (SIZE // 6)))
 
 
-def _measure(requests: dict[str, tuple[int, bytes]], limit: tuple[int, bytes], rounds: int) -> list[Row]:
-    times = {what: Samples() for what in requests}
+def _measure(asked: list[Asked], rounds: int) -> list[tuple[str, Samples]]:
+    """Microseconds of each."""
+    times = [(each.what, Samples()) for each in asked]
     with contextlib.ExitStack() as stack:
+        readers = [stack.enter_context(contextlib.closing(Reader(each.port))) for each in asked]
+        for number in range(rounds + 1):
+            for reader, each, (_, samples) in zip(readers, asked, times, strict=True):
+                taken = _seconds(reader, each.request) / REQUESTS * 1e6
+                # The first round makes the index and brings the file into the page cache.
+                if number > 0:
+                    samples.add(taken)
+    return times
 
-        def reader(port: int) -> Reader:
-            return stack.enter_context(contextlib.closing(Reader(port)))
 
-        raw = reader(limit[0])
-        readers = {what: reader(port) for what, (port, _) in requests.items()}
-        for _ in range(rounds + 1):
-            beside = _seconds(raw, limit[1])
-            for what, (_, request) in requests.items():
-                times[what].add(_seconds(readers[what], request) / beside)
-    # The first round makes the index and brings the file into the page cache.
-    return [
-        Row(f"{what}: its time, of an nginx range's of the same bytes (at most 3)", Samples(samples.values[1:]), "")
-        for what, samples in times.items()
-    ]
+def _rows(times: list[tuple[str, Samples]], *, has_nginx: bool) -> list[Row]:
+    rows = [Row(what, samples, "µs") for what, samples in times]
+    first, last, pool = (samples for _, samples in times[:3])
+    rows.append(Row("time of the last member, of the first's", ratio_of(last, first), ""))
+    if has_nginx:
+        beside = times[3][1]
+        for what, samples in (("a directory", last), ("the pool", pool)):
+            what = f"time of the last member in {what}, of an nginx range's of the same bytes"
+            rows.append(Row(what, ratio_of(samples, beside), "", at_most=3, contest="cost"))
+    return rows
 
 
 def _seconds(reader: Reader, request: bytes) -> float:
@@ -151,11 +172,13 @@ def _request(path: str, *headers: str) -> bytes:
 
 
 @contextlib.contextmanager
-def _nginx(program: str, directory: Path, root: Path) -> Iterator[int]:
+def _nginx(program: str | Path, directory: Path, root: Path) -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = int(probe.getsockname()[1])
     configuration = directory / "nginx.conf"
-    configuration.write_text(_CONF.format(directory=directory, port=port, root=root))
+    # As whoever runs this: nginx would have another user read the scratch directory, who may not.
+    user, group = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(os.getegid()).gr_name
+    configuration.write_text(_CONF.format(user=user, group=group, directory=directory, port=port, root=root))
     process = subprocess.Popen([program, "-c", configuration, "-e", directory / "error.log"])
     try:
         deadline = time.monotonic() + 10

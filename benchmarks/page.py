@@ -52,6 +52,11 @@ TITLES = {
         "Stored objects",
         "A *bare sendfile loop* sends one file and cannot do anything else.",
     ),
+    "members": (
+        "One member of a shard",
+        "Read by name, thousands of times over one connection that is kept. A range from nginx is read by who knows "
+        "where in the shard the member lies.",
+    ),
     "storing": ("Many small objects", ""),
 }
 """Section → its heading and what a reader has to know, in the order of the page."""
