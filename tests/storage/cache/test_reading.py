@@ -161,6 +161,34 @@ def test_who_leaves_ends_the_fetch_unless_others_want_it(tmp_path: Path) -> None
         assert len(origin.gets()) == 2
 
 
+@pytest.mark.parametrize("is_open", [False, True])
+def test_who_leaves_ends_no_fetch_for_who_has_not_begun_to_read(tmp_path: Path, is_open: bool) -> None:
+    data = make(8 * MIB)
+
+    async def story() -> None:
+        async with open_cache(origin, tmp_path) as store:
+            slow = await store.open("key", expected=(0, None)) if is_open else None
+            quick = await store.open("key", expected=(0, None))
+            if slow is None:
+                # Others are opening it, and have not come so far that they say what they want.
+                (entry := store._entries["key"]).joining += 1
+            assert await quick.ensure_some(0, MIB) > 0
+            quick.close()
+            await asyncio.sleep(0)
+            origin.gate.set()
+            if slow is None:
+                slow = await store.open("key", expected=(0, None))
+                entry.joined()
+            assert await read_source(slow) == data
+            slow.close()
+
+    with web() as origin:
+        origin.objects["key"] = Served(data, "v1")
+        origin.gate_at = 2 * MIB
+        run(story())
+        assert (len(origin.gets()), origin.sent) == (1, len(data))
+
+
 def test_a_fetch_that_fails_fails_who_waits_and_the_next_tries_again(tmp_path: Path) -> None:
     data = make(6 * MIB)
 

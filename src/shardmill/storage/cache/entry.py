@@ -79,6 +79,8 @@ class Entry:
         self.taken = 0
         self.used = time.time()
         self.leases = 0
+        self.joining = 0
+        """Who is opening it, and has not come so far as to say what it wants."""
         self.lost: ShardmillError | None = None
         """Why what is not there will not come."""
         self.is_pinned = is_pinned
@@ -235,10 +237,16 @@ class Entry:
     def join(self, reader: Reader) -> None:
         self._readers.append(reader)
 
+    def joined(self) -> None:
+        """Who was opening it has come so far, or has gone."""
+        self.joining -= 1
+
     def part(self, reader: Reader) -> None:
         """A reader leaves: what nobody else wants is no longer fetched."""
         self._readers.remove(reader)
         if self.is_nearly_there and not self.is_passing:
+            return
+        if self.joining:
             return
         for stream in self._streams:
             if not any(other.first < stream.last and stream.next < other.last for other in self._readers):

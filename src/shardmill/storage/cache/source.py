@@ -100,8 +100,11 @@ class CachedSource:
             # Whoever begins somewhere without a word reads on from there.
             self._expected = start, None
         first, last = self._expected
-        end = self.meta.size if last is None else min(last, self.meta.size)
+        end = self._end(last)
         return max(stop, end) if first <= start < end else stop
+
+    def _end(self, stop: int | None) -> int:
+        return self.meta.size if stop is None else min(stop, self.meta.size)
 
     async def _bound(self, start: int, need: int) -> Entry:
         """The entry that bytes come from."""
@@ -125,6 +128,10 @@ class CachedSource:
 
     def _bind(self, entry: Entry) -> None:
         self._entry = entry
+        if self._expected is not None:
+            # Who is slow to ask for its first bytes keeps what another one leaves.
+            first, last = self._expected
+            self._reader.want(*entry.blocks.span(min(first, self.meta.size), self._end(last)))
         entry.join(self._reader)
 
     def _unbind(self) -> None:

@@ -157,12 +157,15 @@ class CachedBucket:
         while True:
             entry, known = await self._find(key, arrived, expected)
             if entry is not None:
+                entry.joining += 1
                 try:
                     await entry.lease()
                 except FileNotFoundError:
                     # Somebody tidied up by hand.
                     await self.disk.unlink(entry.leave())
                     continue
+                finally:
+                    entry.joined()
             break
 
         async def attach() -> Entry:
@@ -487,7 +490,10 @@ class CachedBucket:
             # Nobody finds it before its blocks are known to be on their way, or they would be fetched twice.
             self._give(entry)
             self._remember(key, known)
+            entry.joining += 1
             begun.set_result(None)
+            # Whoever waits for it is called next, and joins before others can leave.
+            asyncio.get_running_loop().call_soon(entry.joined)
             await entry.bring(stream, read)
         finally:
             entry.unlease()
