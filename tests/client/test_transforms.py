@@ -1,6 +1,7 @@
 """Transforms of a real node, through the client: torch-free functions on real pictures."""
 
 import io
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shardmill import WDTransform
+from shardmill import Pipeline, WDTransform
 from shardmill.client import Client
 from shardmill.client.shards import StreamedSample, read_stream
 from shardmill.client.shipping import CannotShip
@@ -96,6 +97,20 @@ def test_a_probe_fails_at_registration_by_uri_url_and_handle(client: Client) -> 
     report = WDTransform(client, crop, transform_name="client-crop", probe=handle).info.probe
     assert report is not None
     assert (report.deterministic, report.reproducible) == (False, True)
+
+
+def test_a_probe_warns_of_what_a_seed_does_not_cover(client: Client) -> None:
+    def salt(sample: Sample) -> Sample:
+        sample["txt"] = os.urandom(8).hex()
+        return sample
+
+    probe = f"{IMAGENET}/{SHARD}"
+    with pytest.warns(UserWarning, match=r"salted@\w+ gives other bytes under the same seed") as caught:
+        etl = WDTransform(client, salt, "salted", probe=probe)
+    assert [warning.filename for warning in caught] == [__file__]
+    with pytest.warns(UserWarning, match="other bytes under the same seed") as caught:
+        Pipeline(client, [etl, WDTransform(client, crop)], "salted-crop", probe=probe)
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_arguments_are_given_to_the_function(client: Client) -> None:

@@ -2,6 +2,7 @@
 
 import builtins
 import re
+import traceback
 from http import HTTPStatus
 
 import pytest
@@ -41,6 +42,13 @@ def test_every_code_is_raised_again_by_the_client(code: str) -> None:
     assert type(again) is error
     assert (again.message, str(again)) == ("it broke", "it broke")
     assert (again.traceback, again.request_id, again.retry_after) == ("Traceback", "r1", 3)
+
+
+def test_who_prints_an_error_prints_the_users_traceback_below_it() -> None:
+    error = error_from_wire("transform_failed", "it broke", status=422, traceback="Traceback\n  in pipeline.py\n")
+    printed = "".join(traceback.format_exception(error))
+    assert printed.endswith("TransformFailed: it broke\nIn the transform:\nTraceback\n  in pipeline.py\n")
+    assert not hasattr(error_from_wire("not_found", "m", status=404), "__notes__")
 
 
 @pytest.mark.parametrize("code", error_types())

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
@@ -153,6 +154,8 @@ class WDTransform(Registered):
             progress=_print_progress if verbose else None,
         )
         super().__init__(client, info, replace(Spec.parse(info.uuid), errors=policy).with_options(seed=seed))
+        if probe is not None:
+            _warn_if_irreproducible(info)
         if verbose:
             print(f"ETL {self.name} successfully initialized", flush=True)
 
@@ -185,6 +188,8 @@ class Pipeline(Registered):
         for seed, epoch in seeds:
             spec = spec.with_options(seed=seed, epoch=epoch or None)
         super().__init__(client, info, spec)
+        if probe is not None:
+            _warn_if_irreproducible(info)
 
 
 class TransformsHandle:
@@ -509,6 +514,16 @@ def _read_registration(answer: Answer, progress: Callable[[str], None] | None) -
         else:
             return msgspec.convert(event.get("transform", event), TransformInfo)
     raise BadRequest("the node ended its answer to the registration without a result; register again")
+
+
+def _warn_if_irreproducible(info: TransformInfo) -> None:
+    """Called by a constructor, so that the warning names the line that calls this constructor."""
+    if info.probe is not None and not info.probe.reproducible:
+        warnings.warn(
+            f"transform {info.uuid} gives other bytes under the same seed: it draws from something that a seed does "
+            "not set (os.urandom, the clock, a generator of its own); its answers are drawn afresh and never shared",
+            stacklevel=3,
+        )
 
 
 def _result_query(transform: str | None, bucket: str | None, key: str | None) -> dict[str, str]:

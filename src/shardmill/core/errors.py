@@ -57,6 +57,9 @@ class ShardmillError(Exception):
         self.message = message
         self.traceback = traceback
         """The user's own traceback, with the client's file names; never one of the server."""
+        if traceback:
+            # Python prints notes below an error that nobody catches: so a script says where in the function it failed.
+            self.add_note(f"In the transform:\n{traceback.rstrip()}")
         self.request_id = request_id
         self.retry_after = retry_after
         """Seconds; sent as Retry-After."""
