@@ -284,6 +284,34 @@ if __name__ == "__main__":
     assert of_file(tmp_path, text).modules == ("PIL", "numpy")
 
 
+def test_what_another_function_of_the_file_imports_is_not_asked_for(tmp_path: Path) -> None:
+    text = """
+import numpy
+
+def one(sample):
+    return helper(sample)
+
+def helper(sample):
+    import PIL.Image
+
+def other(sample):
+    import beside, cv2
+    return one(sample)
+
+@print
+def registered(sample):
+    import xxhash
+
+class Reader:
+    def read(self):
+        import braceexpand
+"""
+    (tmp_path / "beside.py").write_text("")
+    assert of_file(tmp_path, text).modules == ("PIL", "braceexpand", "numpy", "xxhash")
+    with pytest.raises(CannotShip, match=r"mine.py:11 imports beside"):
+        of_file(tmp_path, text, "other")
+
+
 def test_wrong_files_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="defines no 'other'; it defines one"):
         of_file(tmp_path, "import x\n\n\ndef one(s):\n    return s\n", "other")

@@ -94,13 +94,13 @@ def ship_file(target: str) -> Shipment:
     except (SyntaxError, ValueError) as error:
         line, reason = getattr(error, "lineno", None), getattr(error, "msg", None) or error
         raise CannotShip(f"{file}{f':{line}' if line else ''} is not Python: {reason}") from error
-    imports = list(_imports(tree))
-    for name, line in imports:
-        _check_import(name, Path(filename).parent, f"{file}:{line}")
     defined = dict(_definitions(tree.body))
     if function not in defined:
         known = ", ".join(name for name, node in defined.items() if isinstance(node, ast.FunctionDef))
         raise BadRequest(f"{file} defines no {function!r}" + (f"; it defines {known}" if known else ""))
+    imports = list(_imports(_reached_from(function, tree)))
+    for name, line in imports:
+        _check_import(name, Path(filename).parent, f"{file}:{line}")
     payload = json.dumps({"source": source, "function": function, "filename": filename}).encode()
     modules = installed_names(name for name, _ in imports)
     label = f"{filename}:{defined[function].lineno}"
@@ -138,6 +138,23 @@ def _definitions(body: Sequence[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
             for target in ast.walk(node):
                 if isinstance(target, ast.Name) and isinstance(target.ctx, ast.Store):
                     yield target.id, node
+
+
+def _reached_from(function: str, tree: ast.Module) -> ast.Module:
+    """The file without its functions that nothing names which runs: other transforms, which may need other modules."""
+    waiting = {
+        node.name: node
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.decorator_list
+    }
+    reached: list[ast.AST] = [node for node in tree.body if node not in waiting.values()]
+    if function in waiting:
+        reached.append(waiting.pop(function))
+    for part in reached:  # which grows meanwhile
+        for node in ast.walk(part):
+            if isinstance(node, ast.Name) and node.id in waiting:
+                reached.append(waiting.pop(node.id))
+    return ast.Module([node for node in tree.body if node not in waiting.values()], [])
 
 
 def _imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
