@@ -1,5 +1,6 @@
 """Whole objects and pipelines through a real node: registered by the client and its command, read by any HTTP client."""
 
+import functools
 import gzip
 import http.client
 import json
@@ -309,6 +310,34 @@ def test_parts_that_cannot_follow_one_another_are_refused(client: Client) -> Non
             client.transforms.add_pipeline(parts, "kinds-refused")
     with pytest.raises(BadRequest, match="different seeds"):
         WDTransform(client, halve, seed=1) >> WDTransform(client, twice, seed=2)
+
+
+def test_a_function_that_cannot_be_called_as_it_will_be_is_refused_at_once(client: Client) -> None:
+    def pair(left: Any, right: Any) -> Any:
+        return left
+
+    def scale(data: bytes, width: int, *, ref: str) -> bytes:
+        return data * width
+
+    @functools.wraps(pair)
+    def wrapper(sample: Any) -> Any:
+        return pair(sample, 1)
+
+    add = client.transforms.add
+    with pytest.raises(
+        BadRequest, match=r"`pair` cannot be called with a sample: missing a required argument: 'right'"
+    ):
+        add(pair)
+    with pytest.raises(BadRequest, match=r"`scale` .* the object and args widht: missing a required argument: 'width'"):
+        add(scale, kind="bytes", args={"widht": 2})
+    with pytest.raises(BadRequest, match=r"`<lambda>` .* reader and writer: too many positional arguments"):
+        add(lambda reader: None, "kinds-reading", kind="stream")
+    add(pair, "kinds-files", kind="stream")
+    add(pair, "kinds-given", args={"right": 2})
+    add(scale, "kinds-scaled", kind="bytes", args={"width": 2})
+    add(wrapper, "kinds-wrapped")
+    add(functools.partial(pair, 1), "kinds-partial")
+    add(len, "kinds-builtin")
 
 
 def test_a_pipeline_is_probed_as_a_whole(client: Client) -> None:

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import tokenize
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,9 +19,10 @@ from shardmill.client.normal_form import Walk, form_of_source
 from shardmill.client.ownership import installed_names, is_staged
 from shardmill.client.pickling import pickle_function
 from shardmill.client.refusals import CannotShip, Place
+from shardmill.core.api import Kind
 from shardmill.core.errors import BadRequest
 
-__all__ = ["CannotShip", "Shipment", "ship", "ship_file"]
+__all__ = ["CannotShip", "Shipment", "check_call", "ship", "ship_file"]
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -70,6 +71,30 @@ def ship(function: Callable[..., Any]) -> Shipment:
         raise CannotShip(f"{place} cannot be shipped: {error}") from error
     modules = installed_names({*named, *walk.installed, *walk.submodules})
     return Shipment("cloudpickle", payload, form, PYTHON, modules, _label_of(function), name)
+
+
+def check_call(function: Callable[..., Any], kind: Kind, args: Mapping[str, object]) -> None:
+    """See now, not at the first sample, that a function takes what it will be called with.
+
+    Raises:
+        BadRequest: It does not.
+    """
+    try:
+        # Of what a decorator wraps only the wrapper is called.
+        signature = inspect.signature(function, follow_wrapped=False)
+    except (TypeError, ValueError):
+        return  # some builtins do not tell
+    given = dict(args)
+    if kind != "sample" and "ref" in signature.parameters:
+        given.setdefault("ref", "")
+    positional = {"stream": ["reader", "writer"], "bytes": ["the object"]}.get(kind, ["a sample"])
+    try:
+        signature.bind(*positional, **given)
+    except TypeError as error:
+        name, given_names = _name_of(function) or "<lambda>", f" and args {', '.join(args)}" if args else ""
+        raise BadRequest(
+            f"function `{name}` cannot be called with {' and '.join(positional)}{given_names}: {error}"
+        ) from None
 
 
 def ship_file(target: str) -> Shipment:

@@ -233,7 +233,7 @@ class TransformsHandle:
             progress: Called with what the node is doing.
         """
         # Here, not above: those who only read need not wait for cloudpickle.
-        from shardmill.client.shipping import ship, ship_file
+        from shardmill.client.shipping import check_call, ship, ship_file
 
         if isinstance(function, str | PathLike):
             shipment = ship_file(str(function))
@@ -245,6 +245,11 @@ class TransformsHandle:
             decoder = marks["decoder"]
         if kind != "sample" and decoder not in ("pil", None):
             raise BadRequest(f"decoder is of kind 'sample'; of kind {kind!r} nothing is decoded")
+        by_path = by_path if by_path is not None else marks.get("by_path", False)
+        if by_path and kind != "bytes":
+            raise BadRequest("by_path is of kind 'bytes'")
+        if callable(function):
+            check_call(function, kind, args or {})
         fields = fields if fields is not None else marks.get("fields")
         packages = packages or marks.get("packages") or ()
         request = TransformRequest(
@@ -258,7 +263,7 @@ class TransformsHandle:
                 label=shipment.label,
             ),
             kind=kind,
-            by_path=by_path if by_path is not None else marks.get("by_path", False),
+            by_path=by_path,
             decoder=decoder if kind == "sample" else None,
             fields=None if fields is None else list(fields),
             args=_json_arguments(args),
