@@ -271,6 +271,9 @@ def test_a_failure_is_explained_recorded_and_replayed(shell: Shell, function: Pa
     assert err.partition("Traceback")[0].count(f"sample {failure.sample!r}") == 1
     assert ok(shell("transform", "errors", "unlucky")).count(f"sample {failure.sample!r}") == 1
     assert "ValueError" in ok(shell("transform", "errors", "unlucky", "-v"))
+    status, out, err = shell("transform", "errors", "unlucki")
+    assert (status, out) == (1, "")
+    assert "no transform 'unlucki'; did you mean 'unlucky'?" in err
     status, _, err = shell("transform", "replay", "unlucky", uri, failure.sample)
     assert status == 1
     assert "seed=5" in err

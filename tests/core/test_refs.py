@@ -42,6 +42,15 @@ def test_an_unknown_provider_is_refused_with_the_known_ones(provider: str) -> No
 
 
 @pytest.mark.parametrize(
+    ("uri", "meant"),
+    [("imgs", "e.g. ais://imgs"), ("gs:/imgs", "gs://imgs"), ("gcp:imgs", "gcp://imgs"), ("", "e.g. ais://name")],
+)
+def test_a_bucket_without_a_provider_is_told_how_it_is_written(uri: str, meant: str) -> None:
+    with pytest.raises(BadRequest, match=f"has no provider; write {meant}$"):
+        Bucket.parse(uri)
+
+
+@pytest.mark.parametrize(
     "name",
     [
         "",

@@ -279,7 +279,11 @@ def errors(
     endpoint: EndpointOption = None,
 ) -> None:
     """List samples and runs that failed, oldest first."""
-    found = connect(endpoint).transforms.errors(name, bucket=bucket, key=key, request=request)
+    transforms = connect(endpoint).transforms
+    found = transforms.errors(name, bucket=bucket, key=key, request=request)
+    if name is not None and not found.total:
+        # A mistyped name has no failures either, which would be good news for the wrong transform.
+        transforms.get(name)
     for failure in found.failures:
         if json:
             print_json(failure)

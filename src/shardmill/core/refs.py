@@ -40,7 +40,10 @@ class Bucket:
         """
         provider, separator, name = uri.partition("://")
         if not separator:
-            raise BadRequest(f"bucket {uri!r} has no provider; write e.g. ais://{uri or 'name'}")
+            given, _, rest = uri.partition(":")
+            is_provider = given in PROVIDERS or given in ALIASES
+            meant = f"{given}://{rest.lstrip('/')}" if is_provider else f"e.g. ais://{uri or 'name'}"
+            raise BadRequest(f"bucket {uri!r} has no provider; write {meant}")
         return cls.of(ALIASES.get(provider, provider), name.removesuffix("/"))
 
     @classmethod

@@ -48,7 +48,8 @@ class Rows:
                 column.add(self._key)
             elif len(column) == self._count:
                 raise BadShard(
-                    f"sample {self._key!r} has no field {';'.join(names)!r}; it has {', '.join(self._have) or 'none'}"
+                    f"sample {self._key!r} has no field {';'.join(names)!r}; it has {', '.join(self._have) or 'none'}: "
+                    "name what a batch is to have by fields="
                 )
         self._rows.setdefault(self._position, []).append(self._count)
         self._count += 1
