@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,13 +44,27 @@ class Server:
 
 
 def measure(setting: Setting, rounds: int) -> list[Row]:
-    """All servers in turn, in every round."""
+    """Rates, first bytes and health checks, with what shardmill is held to."""
+    servers, limit = _measured(setting, _peers(setting), rounds)
+    return rows_of(servers, limit)
+
+
+def measure_rates(setting: Setting, rounds: int) -> list[Row]:
+    """Rates alone, of another function, and beside the servers that come closest."""
+    servers, limit = _measured(setting, _warm_peers(setting), rounds)
+    return rates_of(setting.name, servers, limit)
+
+
+def _measured(
+    setting: Setting, peers: Iterable[contextlib.AbstractContextManager[Server]], rounds: int
+) -> tuple[list[Server], Samples]:
+    """All servers in turn, in every round; shardmill is the first. And the rate of bare processes."""
     with contextlib.ExitStack() as stack:
         bare = stack.enter_context(contextlib.closing(Bare(setting, PROCESSES)))
         node = stack.enter_context(served(setting, PROCESSES))
         urls = dict(zip((path.name for path in setting.shards), node.urls, strict=True))
         ours = Server("shardmill", urls.__getitem__, f"{node.node.endpoint}/healthz")
-        servers = [ours, *(stack.enter_context(peer) for peer in _peers(setting))]
+        servers = [ours, *(stack.enter_context(peer) for peer in peers)]
         names, limit = list(urls), Samples()
         samples = bare.samples // PROCESSES // len(names)
         for server in servers:
@@ -66,24 +80,25 @@ def measure(setting: Setting, rounds: int) -> list[Row]:
                 wait_quiet()
                 server.first.add(_first_byte(server.url(names[0])) * 1000)
                 wait_quiet()
-    return _rows(ours, servers[1:], limit)
+    return servers, limit
 
 
 def _peers(setting: Setting) -> Iterator[contextlib.AbstractContextManager[Server]]:
-    directory = setting.shards[0].parent
-    scripts = {
-        "one Python process per request": ("per_request.py", ()),
-        "warm workers, a whole shard each": ("whole_shard.py", (str(PROCESSES),)),
-        "ProcessPoolExecutor over samples": ("pool.py", (str(PROCESSES),)),
-    }
-    for name, (script, arguments) in scripts.items():
-        yield _script(name, [setting.python, PEERS / script, setting.target, directory, *arguments])
+    yield _script("one Python process per request", "per_request.py", setting)
+    yield from _warm_peers(setting)
     yield _aistore("aistore[etl] FastAPI, transform", "buffered", setting)
     yield _aistore("aistore[etl] FastAPI, transform_stream", "streaming", setting)
 
 
+def _warm_peers(setting: Setting) -> Iterator[contextlib.AbstractContextManager[Server]]:
+    yield _script("warm workers, a whole shard each", "whole_shard.py", setting, str(PROCESSES))
+    yield _script("ProcessPoolExecutor over samples", "pool.py", setting, str(PROCESSES))
+
+
 @contextlib.contextmanager
-def _script(name: str, command: list[str | os.PathLike[str]]) -> Iterator[Server]:
+def _script(name: str, script: str, setting: Setting, *arguments: str) -> Iterator[Server]:
+    directory = setting.shards[0].parent
+    command: list[str | os.PathLike[str]] = [setting.python, PEERS / script, setting.target, directory, *arguments]
     with spoken(command) as process:
         origin = f"http://127.0.0.1:{process.said[0]}"
         yield Server(name, lambda shard: f"{origin}/{shard}")
@@ -184,7 +199,23 @@ HELD_TO = {
 """Server → shardmill's rate for one shard, and for two at once, as a multiple of its."""
 
 
-def _rows(ours: Server, peers: list[Server], limit: Samples) -> list[Row]:
+def rates_of(name: str, servers: list[Server], limit: Samples) -> list[Row]:
+    """With shardmill's as multiples, held to nothing."""
+    ours, *peers = servers
+    rows = [Row(f"{name}: bare processes ({PROCESSES}), the limit", limit, "/s")]
+    for server in servers:
+        rows.append(Row(f"{name}: {server.name}: one shard", server.one, "/s"))
+        rows.append(Row(f"{name}: {server.name}: two shards at once", server.two, "/s"))
+    for peer in peers:
+        what = f"{name}: shardmill, of {peer.name}"
+        rows.append(Row(f"{what}: one shard", ratio_of(ours.one, peer.one), "", contest="rate"))
+        rows.append(Row(f"{what}: two at once", ratio_of(ours.two, peer.two), "", contest="rate"))
+    return rows
+
+
+def rows_of(servers: list[Server], limit: Samples) -> list[Row]:
+    """With what shardmill is held to."""
+    ours, *peers = servers
     rows = [Row(f"bare processes ({PROCESSES}), the limit", limit, "/s", bar="bare processes: the limit")]
     for server in (ours, *peers):
         rows.append(Row(f"{server.name}: one shard", server.one, "/s", bar=server.name))
