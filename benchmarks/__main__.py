@@ -4,19 +4,23 @@ import argparse
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import ahead, loading, members, objects, page, serving, sharing, starting, storing, transforms
 from benchmarks.table import Row, markdown
 from benchmarks.transforms import Setting
 
-SHARDS = {"transforms": 2, "serving": 2, "sharing": 2, "workers": 2, "loading": 4}
+SHARDS = {"transforms": 4, "serving": 2, "sharing": 2, "workers": 2, "loading": 4, "ahead": 4}
 """Section → train shards that it reads."""
 
 
 def main() -> None:
     """Measure, print, keep."""
     arguments = _parse()
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        # Two processes with two threads each would be slower, and no limit to compare with.
+        os.environ.setdefault(name, "1")
     for name in arguments.only or page.TITLES:
         with tempfile.TemporaryDirectory(prefix="shardmill-bench-") as scratch:
             rows = _measure(name, arguments, Path(scratch))
@@ -49,13 +53,16 @@ def _measure(name: str, arguments: argparse.Namespace, scratch: Path) -> list[Ro
     if name == "members":
         return members.measure(scratch, rounds, arguments.nginx)
     directory = _directory(arguments.shards, scratch)
+    shards = _shards(directory, SHARDS[name])
     if name == "ahead":
-        return ahead.measure(_shards(directory, "val", 6), rounds)
-    shards = _shards(directory, "train", SHARDS[name])
+        return ahead.measure(shards, scratch, rounds)
     if name == "loading":
-        return loading.measure(_torchvision(shards, arguments), scratch, rounds, arguments.tensorflow)
+        return loading.measure(_settings(shards, arguments)[1], scratch, rounds, arguments.tensorflow)
     if name == "serving":
-        return serving.measure(_torchvision(shards, arguments), rounds)
+        pillow, torchvision = _settings(shards, arguments)
+        # Peers have one interpreter for both.
+        pillow = replace(pillow, python=torchvision.python)
+        return [*serving.measure(torchvision, rounds), *serving.measure_rates(pillow, rounds)]
     measure: dict[str, Callable[[Setting], list[Row]]] = {
         "transforms": lambda setting: transforms.measure(setting, rounds),
         "sharing": lambda setting: sharing.measure(setting, rounds),
@@ -64,10 +71,12 @@ def _measure(name: str, arguments: argparse.Namespace, scratch: Path) -> list[Ro
     return [row for setting in transforms.settings_for(shards, arguments.peers) for row in measure[name](setting)]
 
 
-def _torchvision(shards: list[Path], arguments: argparse.Namespace) -> Setting:
+def _settings(shards: list[Path], arguments: argparse.Namespace) -> tuple[Setting, Setting]:
+    """Pillow's and torchvision's."""
     if arguments.peers is None:
         raise SystemExit("peers run in an environment of their own: --peers PYTHON, as `make bench` gives it")
-    return transforms.settings_for(shards, arguments.peers)[-1]
+    pillow, torchvision = transforms.settings_for(shards, arguments.peers)
+    return pillow, torchvision
 
 
 def _directory(given: Path | None, scratch: Path) -> Path:
@@ -79,8 +88,8 @@ def _directory(given: Path | None, scratch: Path) -> Path:
     return pack_photographs(scratch / "photographs").directory
 
 
-def _shards(directory: Path, kind: str, count: int) -> list[Path]:
-    paths = sorted(directory.glob(f"*{kind}*.tar")) or sorted(directory.glob("*.tar"))
+def _shards(directory: Path, count: int) -> list[Path]:
+    paths = sorted(directory.glob("*train*.tar")) or sorted(directory.glob("*.tar"))
     if not paths:
         raise SystemExit(f"{directory} has no shards (*.tar)")
     return paths[:count]

@@ -43,11 +43,11 @@ def measure(setting: Setting, scratch: Path, rounds: int) -> list[Row]:
         for zygote in children_of(node.node.pid):
             for worker in children_of(zygote):
                 with contextlib.suppress(OSError):
-                    memory.add(private(worker) / (1 << 20))
+                    memory.add(private(worker) / 1e6)
     return [
         Row(
             f"{setting.name}: first sample of a new version, its worker being started for it", start, "ms", at_most=150
         ),
         Row(f"{setting.name}: the same again, the worker being there", again, "ms"),
-        Row(f"{setting.name}: private memory of a worker", memory, "MiB", at_most=40),
+        Row(f"{setting.name}: private memory of a worker", memory, "MB", at_most=40),
     ]

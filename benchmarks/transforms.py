@@ -17,6 +17,10 @@ from shardmill.testing.node import RunningNode, running_node
 
 HERE = Path(__file__).parent
 BUCKET = "gs://bench"
+FIRST_BYTES = 3  # a round
+MIDDLE = 50  # sample, of 100
+STALLED_MIB = 64
+"""What docs/guide/operating.md states for one stalled reader, two workers and samples of 600 KB."""
 
 
 @dataclass(frozen=True)
@@ -86,27 +90,40 @@ class Served:
         self.client = Client(node.endpoint)
         info = self.client.transforms.add(setting.target, "bench")
         self.spec = info.uuid
+        self._shard = setting.shards[0].name
         # One by one: a list would be announced, and the node would work ahead while nobody measures it.
         self.urls = [self.client.object_url(BUCKET, path.name, info.uuid) for path in setting.shards]
 
     def rate(self, samples: int) -> float:
         """Samples a second, curl reading one shard after the other."""
-        start = time.perf_counter()
+        # One curl: starting another for each shard takes as long as several samples.
+        command = ["curl", "-sSf"]
         for url in self.urls:
-            subprocess.run(["curl", "-sSf", "-o", "/dev/null", url], check=True)
+            command += ["-o", "/dev/null", url]
+        start = time.perf_counter()
+        subprocess.run(command, check=True)
         return samples / (time.perf_counter() - start)
 
-    def first_byte(self) -> float:
-        """Seconds from the request to the first byte of the tar."""
-        parts = urllib.parse.urlsplit(self.urls[0])
+    def first_byte(self, *, start: int = 0, leave: bool = False) -> float:
+        """Seconds from the request to the first byte of the tar, of a URL that nobody has announced.
+
+        Args:
+            start: First sample.
+            leave: Go after the first byte, instead of reading to the end: the node then ends the worker.
+        """
+        url = self.client.object_url(BUCKET, self._shard, self.spec, start=start or None)
+        parts = urllib.parse.urlsplit(url)
         connection = http.client.HTTPConnection(parts.netloc, timeout=60)
         try:
-            start = time.perf_counter()
+            began = time.perf_counter()
             connection.request("GET", parts.path)
             response = connection.getresponse()
             assert response.status == 200
-            response.read(1)
-            return time.perf_counter() - start
+            assert response.read(1)
+            taken = time.perf_counter() - began
+            if not leave:
+                response.read()
+            return taken
         finally:
             connection.close()
 
@@ -138,7 +155,7 @@ def measure(setting: Setting, rounds: int) -> list[Row]:
     """Rates against the bare limit, rounds interleaved; then the first byte and the memory of a stalled reader."""
     rows = []
     for workers, least in ((1, 0.88), (2, 0.82)):
-        rates, first, in_samples, limit = Samples(), Samples(), Samples(), Samples()
+        rates, first, in_samples, in_the_middle, after_leaving, limit = (Samples() for _ in range(6))
         with contextlib.closing(Bare(setting, workers)) as bare, served(setting, workers) as node:
             samples = bare.samples // workers
             node.rate(samples)
@@ -149,11 +166,17 @@ def measure(setting: Setting, rounds: int) -> list[Row]:
                 wait_quiet()
                 limit.add(raw)
                 rates.add(rate)
-                for _ in range(3):
+                for _ in range(FIRST_BYTES):
                     seconds = node.first_byte()
                     first.add(seconds * 1000)
                     in_samples.add(seconds * raw / workers)
                     wait_quiet()
+                    in_the_middle.add(node.first_byte(start=MIDDLE) / seconds)
+                    wait_quiet()
+                node.first_byte(leave=True)
+                wait_quiet()
+                after_leaving.add(node.first_byte() * 1000)
+                wait_quiet()
             what = f"{setting.name}, {workers} worker{'s' * (workers > 1)}"
             ratios = ratio_of(rates, limit)
             rows.append(Row(f"{what}: rate through curl, of the bare processes'", ratios, "", at_least=least))
@@ -161,6 +184,9 @@ def measure(setting: Setting, rounds: int) -> list[Row]:
             rows.append(Row(f"{what}: bare processes, samples a second", limit, "/s"))
             rows.append(Row(f"{what}: first byte of a warm transform", first, "ms", at_most=50))
             rows.append(Row(f"{what}: first byte, in times of a bare sample", in_samples, "", at_most=5))
+            started = f"{what}: first byte with start={MIDDLE}, of that of the whole shard"
+            rows.append(Row(started, in_the_middle, "", at_most=1.25))
+            rows.append(Row(f"{what}: first byte after a reader has left in the middle", after_leaving, "ms"))
             if workers == 2:
                 rows.append(_stalled(setting, node))
     return rows
@@ -173,4 +199,5 @@ def _stalled(setting: Setting, node: Served) -> Row:
         for _ in range(20):
             time.sleep(0.1)
             grown.add((resident(node.node.pid) - before) / (1 << 20))
-    return Row(f"{setting.name}: growth of the node's memory by a stalled reader", grown, "MiB")
+    what = f"{setting.name}: growth of the node's memory by a stalled reader"
+    return Row(what, grown, "MiB", at_most=STALLED_MIB)

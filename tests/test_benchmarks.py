@@ -3,15 +3,17 @@
 import json
 import re
 import sys
+import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks import page
+from benchmarks import ahead, members, page, serving
 from benchmarks.processes import children_of, cpu_of, private, spoken
 from benchmarks.table import Row, Samples, markdown, ratio_of
+from benchmarks.transforms import HERE, Setting, served
 from tests.serving import fonts_are_open
 
 __all__ = ["fonts_are_open"]
@@ -62,6 +64,71 @@ def test_ratios_are_taken_within_a_round() -> None:
     assert (
         markdown([Row("x", Samples([1.0]), "ms")]) == "| | median | range |\n|---|---|---|\n| x | 1.0 ms | 1.0 – 1.0 |"
     )
+
+
+def server(name: str, one: float, two: float, first: float, health: str | None = None) -> serving.Server:
+    return serving.Server(
+        name, lambda shard: shard, health, Samples([one]), Samples([two]), Samples([first]), Samples([first])
+    )
+
+
+def servers() -> list[serving.Server]:
+    peers = [server(name, 100.0, 200.0, 1000.0) for name in serving.HELD_TO]
+    return [server("shardmill", 190.0, 210.0, 10.0, "http://localhost/healthz"), *peers]
+
+
+def test_servers_are_held_to_what_each_can_be_beaten_by() -> None:
+    rows = {row.what: row for row in serving.rows_of(servers(), Samples([400.0]))}
+    assert {row.bar for row in rows.values()} > {"shardmill", *serving.HELD_TO}
+    missed = {what for what, row in rows.items() if row.is_met is False}
+    assert missed == {
+        "shardmill, of one Python process per request: one shard",
+        "shardmill, of warm workers, a whole shard each: two at once",
+    }
+    assert rows["shardmill's first byte, of that of aistore[etl] FastAPI, transform"].samples.median == 0.01
+    assert rows["shardmill: slowest health check meanwhile"].samples.median == 10.0
+
+
+def test_another_function_of_the_servers_has_rates_but_no_targets_and_no_bars() -> None:
+    rows = serving.rates_of("Pillow and numpy", servers(), Samples([400.0]))
+    assert all(row.what.startswith("Pillow and numpy: ") for row in rows)
+    assert {row.is_met for row in rows} == {None}
+    assert {row.bar for row in rows} == {""}
+    assert sum(row.contest == "rate" for row in rows) == 2 * len(serving.HELD_TO)
+
+
+def test_a_list_has_as_many_shards_however_many_there_are(tmp_path: Path, shards: Path) -> None:
+    paths = sorted(shards.glob("*.tar"))[:1]
+    names = ahead.copy_shards(paths, tmp_path / "shards")
+    assert len(names) == len(set(names)) == ahead.SHARDS
+    assert {(tmp_path / "shards" / name).read_bytes() for name in names} == {paths[0].read_bytes()}
+
+
+def test_a_node_that_is_measured_gives_every_sample_and_a_first_byte(shards: Path) -> None:
+    paths = sorted(shards.glob("*train*.tar"))[:1]
+    setting = Setting("Pillow and numpy", f"{HERE / 'functions.py'}:crop", Path(sys.executable), (), paths)
+    with served(setting, 1) as node:
+        assert node.rate(10) > 0
+        assert node.first_byte() > 0
+        assert node.first_byte(start=3) > 0
+        before = node.client.transforms.statistics(node.spec).samples
+        node.first_byte(start=3)
+        assert node.client.transforms.statistics(node.spec).samples == before + count_samples(paths[0]) - 3
+        assert node.first_byte(leave=True) > 0
+
+
+def count_samples(path: Path) -> int:
+    with tarfile.open(path) as archive:
+        return len({member.name.partition(".")[0] for member in archive})
+
+
+def test_members_are_measured_whether_or_not_there_is_an_nginx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(members, "MEMBERS", 20)
+    monkeypatch.setattr(members, "REQUESTS", 3)
+    rows = members.measure(tmp_path, 2)
+    assert "time of the last member, of the first's" in {row.what for row in rows}
+    assert all(len(row.samples.values) == 2 and min(row.samples.values) > 0 for row in rows)
+    assert "20 members" in rows[0].what
 
 
 def test_the_documentation_shows_the_figures_that_are_kept() -> None:

@@ -97,7 +97,8 @@ class ObjectRun(Run):
                     self._more_wanted.clear()
                     await self._more_wanted.wait()
                 stop = min(whole.size, max(self._wanted, whole.available + AHEAD))
-                whole.available = await source.ensure_some(whole.available, stop)
+                await source.ensure(whole.available, stop)
+                whole.available = stop
                 self._pool.kick()
                 self._mark()
         except ShardmillError as error:

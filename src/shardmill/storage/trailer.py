@@ -91,11 +91,7 @@ class Hasher:
 
 def pack(trailer: Trailer) -> bytes:
     """The trailer as it stands behind the payload."""
-    return frame(msgspec.msgpack.encode(trailer))
-
-
-def frame(body: bytes) -> bytes:
-    """A body with the footer that tells where it begins, and that it is right."""
+    body = msgspec.msgpack.encode(trailer)
     digest = xxhash.xxh3_64_intdigest(body).to_bytes(8, "little")
     return body + _FOOTER.pack(len(body), FORMAT, 0, digest, _MAGIC)
 
@@ -105,22 +101,6 @@ def read_trailer(descriptor: int) -> Trailer:
 
     Raises:
         CorruptObject: There is no whole, right trailer there.
-    """
-    body, start = read_frame(descriptor)
-    try:
-        trailer = msgspec.msgpack.decode(body, type=Trailer)
-    except msgspec.MsgspecError as error:
-        raise CorruptObject("an object's trailer cannot be read") from error
-    if trailer.size != start or len(trailer.blocks) != -(-trailer.size // BLOCK) * 8:
-        raise CorruptObject("an object's file has another length than its trailer says")
-    return trailer
-
-
-def read_frame(descriptor: int) -> tuple[bytes, int]:
-    """The body at the end of an open file, and where it begins there.
-
-    Raises:
-        CorruptObject: There is none that is whole and right.
     """
     size = os.fstat(descriptor).st_size
     tail = os.pread(descriptor, min(size, _FIRST_READ), max(0, size - _FIRST_READ))
@@ -139,4 +119,10 @@ def read_frame(descriptor: int) -> tuple[bytes, int]:
     )
     if xxhash.xxh3_64_intdigest(body).to_bytes(8, "little") != digest:
         raise CorruptObject("an object's trailer fails its checksum")
-    return body, start
+    try:
+        trailer = msgspec.msgpack.decode(body, type=Trailer)
+    except msgspec.MsgspecError as error:
+        raise CorruptObject("an object's trailer cannot be read") from error
+    if trailer.size != start or len(trailer.blocks) != -(-trailer.size // BLOCK) * 8:
+        raise CorruptObject("an object's file has another length than its trailer says")
+    return trailer
