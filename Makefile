@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv demo check test test-faces test-torch test-packages bench bench-tensorflow soak docs docs-generate lock clean
+.PHONY: help venv demo check test test-faces test-torch test-packages test-emulators bench bench-tensorflow soak docs docs-generate lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -44,6 +44,10 @@ test-torch: venv ## the tests against the real WebDataset, torch and torchvision
 test-packages: venv ## environments of packages from the package index; needs a network
 	@$(BIN)/python -m pytest $(or $(ARGS),tests/registry)
 
+test-emulators: venv ## the tests against emulators of cloud stores, in an environment of their own; needs npm
+	@emulators=$$(tools/emulators) && SHARDMILL_TEST_EMULATORS="$$emulators" \
+	  $(BIN)/python -m pytest $(or $(ARGS),tests/emulators)
+
 bench: venv ## ratios to what people use instead, as docs/benchmarks.md shows them (ARGS=--write makes it); installs 5 GB
 	@python=$$(tools/bench-venv) && $(BIN)/python -m benchmarks --peers "$$python" $(ARGS)
 
@@ -62,14 +66,16 @@ docs: docs-generate ## the documentation, in site/
 	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict --quiet
 	@echo "site/index.html"
 
-LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-  --no-emit-find-links --no-annotate --custom-compile-command "make lock" pyproject.toml
+COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+  --no-emit-find-links --no-annotate --custom-compile-command "make lock"
+LOCK = $(COMPILE) pyproject.toml
 
 lock: ## requirements/*.lock again from pyproject.toml; ARGS=--upgrade takes the newest
 	@$(LOCK) --group dev --extra server --extra notebook --extra demo -o requirements/dev.lock $(ARGS)
 	@$(LOCK) --group torch --extra server --extra notebook -o requirements/torch.lock $(ARGS)
 	@$(LOCK) --group bench -o requirements/bench.lock $(ARGS)
 	@$(LOCK) --group bench-tensorflow -o requirements/bench-tensorflow.lock $(ARGS)
+	@$(COMPILE) --group emulators -o requirements/emulators.lock $(ARGS)
 	@$(LOCK) --group docs -o requirements/docs.lock $(ARGS)
 
 clean: ## everything made here, but not the torch environment

@@ -116,7 +116,7 @@ def test_all_problems_are_told_at_once(file: Path, tmp_path: Path) -> None:
         '[storage]\nthreads = "many"\ndurability = "perhaps"\n'
         '[transforms]\nmemory = "big"\nsample_timeout = "soon"\n'
         "[stroage]\nthreads = 1\n"
-        '[[bucket]]\nuri = "gs://photos"\nbaking = "pool"\n'
+        '[[bucket]]\nuri = "ht://photos"\nbaking = "pool"\n'
         '[[env]]\nname = "Bad Name"\npython = "/nonexistent"\n'
     )
     problems = problems_of(
@@ -138,7 +138,7 @@ def test_all_problems_are_told_at_once(file: Path, tmp_path: Path) -> None:
         "SHARDMILL_STORAGE_THREADS: '-1' is not a whole number",
         "--drain: 'later' is not a duration",
         "--env 'torch': write NAME=/path/to/python",
-        "bucket gs://photos: remote stores are not served yet",
+        "bucket ht://photos: which web server?",
         "bucket 'photos' has no provider",
         "bucket gs://odd: unknown backing 'tape'",
         "environment 'Bad Name': bad name",

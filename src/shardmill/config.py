@@ -195,6 +195,17 @@ class OriginSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheSettings:
+    """`[cache]`: objects of remote buckets on the node's disk."""
+
+    capacity: Size = _setting(Size(0), "Disk that they may take, bytes; 0: what the file system has.")
+    high: int = _setting(90, "Percent of the capacity that is never passed.", least=1)
+    low: int = _setting(80, "Percent of the capacity down to which objects leave, the least used first.", least=1)
+    absent: Seconds = _setting(Seconds(5), "Seconds that an object which a store has not is not asked for again.")
+    listing: Seconds = _setting(Seconds(10), "Seconds that a page of a listing is kept.")
+
+
+@dataclass(frozen=True, slots=True)
 class JobSettings:
     """`[jobs]`: offline work from bucket to bucket."""
 
@@ -237,6 +248,12 @@ class BucketSettings:
     )
     requester_pays: bool = _setting(False, "S3: pay for requests to buckets of others.")
     allow_private: bool = _setting(False, "HTTP: follow redirects to private and loopback addresses.")
+    revalidate: Literal["always", "ttl", "never"] = _setting(
+        "ttl",
+        "Remote: when the store is asked whether a cached version is current: at each opening, after `ttl`, never.",
+    )
+    ttl: Seconds = _setting(Seconds(300), "Remote: seconds that a version counts as current without asking.")
+    pin: bool = _setting(False, "Remote: evict nothing of it from the cache.")
 
     @property
     def bucket(self) -> Bucket:
@@ -278,6 +295,7 @@ class Config:
     results: ResultSettings = ResultSettings()
     packages: PackageSettings = PackageSettings()
     origins: OriginSettings = OriginSettings()
+    cache: CacheSettings = CacheSettings()
     jobs: JobSettings = JobSettings()
     buckets: tuple[BucketSettings, ...] = ()
     environments: tuple[EnvironmentSettings, ...] = ()
@@ -290,6 +308,7 @@ SECTIONS: dict[str, type] = {
     "results": ResultSettings,
     "packages": PackageSettings,
     "origins": OriginSettings,
+    "cache": CacheSettings,
     "jobs": JobSettings,
 }
 
@@ -345,6 +364,7 @@ def load_config(
         results=ResultSettings(**sections["results"]),
         packages=PackageSettings(**sections["packages"]),
         origins=OriginSettings(**sections["origins"]),
+        cache=CacheSettings(**sections["cache"]),
         jobs=JobSettings(**sections["jobs"]),
         buckets=_checked_buckets(bucket_tables, problems),
         environments=_checked_environments(environment_tables, problems),
@@ -472,18 +492,11 @@ def _checked_buckets(tables: Sequence[BucketSettings], problems: list[str]) -> t
         except BadRequest as error:
             problems.append(f"bucket {table.uri!r}: {error}")
             continue
-        backing = table.backing or _default_backing(bucket)
-        settings = replace(table, uri=str(bucket), backing=backing)
+        named = {"ais": "pool", "http": ""}.get(bucket.provider, str(bucket))
+        settings = replace(table, uri=str(bucket), backing=table.backing or named)
         problems += [f"bucket {bucket}: {problem}" for problem in _bucket_problems(bucket, settings)]
         checked[bucket] = settings
     return tuple(checked.values())
-
-
-def _default_backing(bucket: Bucket) -> str:
-    """What is behind a bucket that says nothing of it."""
-    if bucket.provider == "ais":
-        return "pool"
-    return "" if bucket.provider == "http" else str(bucket)
 
 
 def _bucket_problems(bucket: Bucket, settings: BucketSettings) -> list[str]:
@@ -491,11 +504,7 @@ def _bucket_problems(bucket: Bucket, settings: BucketSettings) -> list[str]:
     if not backing:
         return [f"which web server? give its URL: {bucket}=https://HOST/PATH"]
     if settings.is_remote:
-        # Parsed and checked, for the cache that comes before them.
-        return [
-            *_remote_problems(settings),
-            f"remote stores are not served yet; give it a directory: {bucket}=dir:PATH",
-        ]
+        return _remote_problems(settings)
     given = [name for name in _REMOTE_ONLY if getattr(settings, name)]
     if given:
         return [f"{', '.join(given)}: only remote stores have these"]
@@ -508,10 +517,8 @@ def _bucket_problems(bucket: Bucket, settings: BucketSettings) -> list[str]:
     return []
 
 
-_REMOTE_ONLY = (
-    "prefix", "endpoint", "region", "anonymous", "profile", "credentials_file", "access_key_id", "secret_access_key",
-    "session_token", "account", "account_key", "sas_token", "token", "use_metadata", "requester_pays", "allow_private",
-)  # fmt: skip
+_ANY_BACKING = ("uri", "backing", "writable", "revalidate", "ttl")
+_REMOTE_ONLY = tuple(item.name for item in fields(BucketSettings) if item.name not in _ANY_BACKING)
 
 
 def _remote_problems(settings: BucketSettings) -> list[str]:
@@ -577,6 +584,10 @@ def _check(config: Config, problems: list[str]) -> None:
         f"tls: {path} does not exist" for path in (server.tls_cert, server.tls_key) if path and not path.exists()
     ]
     problems += _package_problems(config.packages)
+    if not config.cache.low <= config.cache.high <= 100:
+        problems.append(
+            f"cache: low {config.cache.low} and high {config.cache.high} are not in order, or over 100 percent"
+        )
     if server.log_level not in ("debug", "info", "warning", "error"):
         problems.append(f"log_level {server.log_level!r} is not one of debug, info, warning, error")
 

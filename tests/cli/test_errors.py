@@ -69,7 +69,7 @@ def test_doctor_without_a_node_reports_it_as_broken(capsys: pytest.CaptureFixtur
         ("transform add missing.py:f", "missing.py: no such file; what is wanted is FILE.py:FUNC"),
         (f"transform add {__file__}:f --args [1]", "--args '[1]' is not a JSON object"),
         ("serve --listen 0.0.0.0:0", "--insecure-no-auth"),
-        ("serve --bucket gs://imgs", "give it a directory"),
+        ("serve --bucket http://imgs", "which web server? give its URL"),
         ("serve --env torch=/nope", "is not an interpreter that can be run"),
         ("serve --workers many", "--workers"),
         ("serve --sample-timeout soon", "is not a duration"),

@@ -66,8 +66,20 @@ class FileSource:
         status = os.fstat(self.descriptor)
         self.meta = ObjectMeta(REF.key, status.st_size, "etag", "v1", status.st_mtime)
 
+    @property
+    def is_whole(self) -> bool:
+        return True
+
     async def ensure(self, start: int, stop: int) -> None:
         assert 0 <= start <= stop <= self.meta.size
+
+    async def ensure_some(self, start: int, stop: int) -> int:
+        stop = min(stop, self.meta.size)
+        await self.ensure(start, stop)
+        return stop
+
+    def release(self, position: int) -> None:
+        pass
 
     async def check_unchanged(self) -> None:
         pass

@@ -41,10 +41,21 @@ class FileSource:
         self._gate = gate
         FileSource.opened += 1
 
+    @property
+    def is_whole(self) -> bool:
+        return False
+
     async def ensure(self, start: int, stop: int) -> None:
         self.ensured.append((start, stop))
         self._asked.set()
         await self._gate.wait()
+
+    async def ensure_some(self, start: int, stop: int) -> int:
+        await self.ensure(start, stop)
+        return min(stop, self.meta.size)
+
+    def release(self, position: int) -> None:
+        pass
 
     async def check_unchanged(self) -> None:
         if self.is_changed:

@@ -98,7 +98,7 @@ class ReadOrigin(Protocol):
 
         Raises:
             ObjectNotFound: There is none.
-            ObjectChanged: The current version is not the one asked for; no byte was given.
+            ObjectChanged: The current version is not the one asked for, or there is none any more; no byte was given.
             RangeNotSatisfiable: `start` is at or past the end; with the size where it is told.
         """
         ...

@@ -19,7 +19,12 @@ class Source(Protocol):
 
     @property
     def descriptor(self) -> int:
-        """Readable by `os.pread`; payload byte 0 is at `offset` 0."""
+        """Readable by `os.pread` where bytes were ensured, and not before any were; payload byte 0 is at `offset` 0."""
+        ...
+
+    @property
+    def is_whole(self) -> bool:
+        """All bytes are on disk: nothing but the disk can keep an answer from being whole."""
         ...
 
     async def ensure(self, start: int, stop: int) -> None:
@@ -32,6 +37,18 @@ class Source(Protocol):
         """
         ...
 
+    async def ensure_some(self, start: int, stop: int) -> int:
+        """Wait until at least the byte at `start` is there and verified, while the rest to `stop` is on its way.
+
+        Returns:
+            How far bytes may be read, at most to `stop` clamped to the size.
+        """
+        ...
+
+    def release(self, position: int) -> None:
+        """Bytes before `position` will not be read again through this source; it may be told or not."""
+        ...
+
     async def check_unchanged(self) -> None:
         """Raise Conflict when the bytes behind the descriptor are no longer those of `meta`."""
         ...
@@ -40,8 +57,13 @@ class Source(Protocol):
 
 
 class OpenObject(Protocol):
-    async def open(self, key: str) -> Source:
+    async def open(self, key: str, *, expected: tuple[int, int | None] | None = None) -> Source:
         """Open the current version.
+
+        Args:
+            key: Of the object.
+            expected: Bytes [start, stop) that will be read at once, stop None: to the end; None: perhaps none. A store
+                that has to fetch them begins with them; any may be read all the same.
 
         Raises:
             ObjectNotFound: There is none.
@@ -210,6 +232,56 @@ class ResultStatistics:
     def used(self) -> int:
         """Bytes of the quota."""
         return self.kept + self.spooling
+
+
+@dataclass(frozen=True, slots=True)
+class CachedObject:
+    """An object of an origin of which something is on the disk."""
+
+    key: str
+    size: int
+    there: int
+    """Bytes of it that are on the disk."""
+    version: str
+    etag: str | None
+    used: float
+    """Unix time of the last reading."""
+    age: float | None
+    """Seconds since the origin was asked whether it is current; None: not since the start."""
+    readers: int
+    is_pinned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStatistics:
+    """What the cache of one bucket holds, and did since the start."""
+
+    objects: int
+    bytes: int
+    """Of the disk, with what is reserved for what arrives."""
+    hits: int
+    """Readings that found all they wanted on the disk."""
+    misses: int
+    revalidated: int
+    """Versions that the origin was asked about, and still had."""
+    served: int
+    """Bytes made ready for readers."""
+    fetched: int
+    """Bytes that came from the origin."""
+    fetches: int
+    """Reads of the origin."""
+    fetch_seconds: float
+    """Until the heads of their answers, all together."""
+    filling: int
+    """Objects that arrive."""
+    evicted: int
+    """Objects that left for others."""
+    passed: int
+    """Readings that were served without being kept: there was no room."""
+    repaired: int
+    """Blocks that were found damaged on the disk, and fetched again."""
+    reads: int
+    """Of the origin at once that a large object is brought with."""
 
 
 @dataclass(frozen=True, slots=True)

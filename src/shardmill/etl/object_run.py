@@ -97,8 +97,7 @@ class ObjectRun(Run):
                     self._more_wanted.clear()
                     await self._more_wanted.wait()
                 stop = min(whole.size, max(self._wanted, whole.available + AHEAD))
-                await source.ensure(whole.available, stop)
-                whole.available = stop
+                whole.available = await source.ensure_some(whole.available, stop)
                 self._pool.kick()
                 self._mark()
         except ShardmillError as error:

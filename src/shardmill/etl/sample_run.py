@@ -59,8 +59,9 @@ class ShardReader:
     async def _ensure(self, stop: int) -> None:
         if stop > self._ensured:
             ahead = min(self.source.meta.size, stop + _AHEAD)
-            await self.source.ensure(self._ensured, ahead)
-            self._ensured = max(self._ensured, ahead)
+            # A header further on may be asked for meanwhile by the thread.
+            while (ensured := self._ensured) < min(stop, ahead):
+                self._ensured = max(self._ensured, await self.source.ensure_some(ensured, ahead))
 
 
 class SampleRun(Run):

@@ -3,9 +3,10 @@
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from shardmill import __version__
-from shardmill.config import Config
+from shardmill.config import BucketSettings, Config
 from shardmill.core.api import ConfigInfo
 from shardmill.etl.engine import Engine
 from shardmill.node.access import Access
@@ -15,8 +16,10 @@ from shardmill.node.results import KeptResults
 from shardmill.node.settings import masked_settings
 from shardmill.node.shards import Shards
 from shardmill.node.transforms import Transforms
-from shardmill.storage.buckets import BucketDefinition, Buckets
+from shardmill.storage.buckets import BucketDefinition, Buckets, CacheSize, RemoteBacking
+from shardmill.storage.cache.store import CachePolicy
 from shardmill.storage.members import MemberIndexes
+from shardmill.storage.origins import open_origin
 from shardmill.storage.results import ResultStore
 
 
@@ -47,12 +50,19 @@ class Node:
                 writable=settings.is_writable,
                 links=config.storage.links,
                 durability=config.storage.durability,
+                remote=_remote(settings, config) if settings.is_remote else None,
             )
             for settings in config.buckets
         ]
         async with AsyncExitStack() as parts:
             buckets = await parts.enter_async_context(
-                Buckets.open(data, definitions, threads=config.storage.threads, durability=config.storage.durability)
+                Buckets.open(
+                    data,
+                    definitions,
+                    threads=config.storage.threads,
+                    durability=config.storage.durability,
+                    cache=CacheSize(config.cache.capacity, config.cache.high, config.cache.low),
+                )
             )
             members = await parts.enter_async_context(
                 MemberIndexes.open_directory(data / "members", capacity=config.storage.member_indexes)
@@ -91,3 +101,15 @@ class Node:
             environments=list(self.transforms.environments()),
             isolation=self.transforms.isolation(),
         )
+
+
+def _remote(settings: BucketSettings, config: Config) -> RemoteBacking:
+    policy = CachePolicy(
+        revalidate=settings.revalidate,
+        ttl=settings.ttl,
+        absent_seconds=config.cache.absent,
+        list_seconds=config.cache.listing,
+        pin=settings.pin,
+    )
+    place = "/".join(part for part in (settings.endpoint or settings.account, settings.prefix) if part)
+    return RemoteBacking(settings.backing, place, partial(open_origin, settings, config.origins), policy)

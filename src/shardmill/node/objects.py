@@ -43,14 +43,21 @@ class Objects:
         """Raise AccessDenied unless the principal may; `bucket` None: the action concerns no bucket."""
         self._access.check(principal, action, bucket)
 
-    async def open(self, principal: Principal, ref: ObjectRef) -> Source:
+    async def open(
+        self, principal: Principal, ref: ObjectRef, *, expected: tuple[int, int | None] | None = None
+    ) -> Source:
         """Open the current version; the caller closes it.
+
+        Args:
+            principal: Who asks.
+            ref: The object.
+            expected: See `core.sources.OpenObject`.
 
         Raises:
             BucketNotFound, ObjectNotFound: There is none.
         """
         self._access.check(principal, "read", ref.bucket)
-        return await self._buckets.store(ref.bucket).open(ref.key)
+        return await self._buckets.store(ref.bucket).open(ref.key, expected=expected)
 
     async def head(self, principal: Principal, ref: ObjectRef) -> ObjectMeta:
         """The current version's metadata."""

@@ -1,7 +1,8 @@
 """Bodies of objects: small ones with their head, others by sendfile in threads, blocks under TLS.
 
 The last block is read and the version checked before it is sent, so a file that changed under its reader is never
-completed. A sendfile call holds its thread until the kernel has taken the bytes, so it never runs on the loop.
+completed. An object that still arrives from its origin is sent as it comes, like a shard that is being made. A sendfile
+call holds its thread until the kernel has taken the bytes, so it never runs on the loop.
 """
 
 import asyncio
@@ -78,7 +79,8 @@ class Sender:
             source: Closed by the caller.
             what: Names the object in errors.
             head: Makes the answer for a status, with all headers but those of length and range.
-            is_framed: It is a shard made here; sent whole, it stops inside a payload whatever stops it.
+            is_framed: It is a shard made here; sent whole, it stops inside a payload whatever stops it. So is any
+                object that still arrives.
             part: Answer this much of the source only.
 
         Raises:
@@ -104,6 +106,7 @@ class Sender:
             answer.headers["Content-Range"] = content_range(start, stop, meta.size)
         answer.content_length = stop - start
         if call.method == "GET":
+            is_framed = is_framed or (part is None and not source.is_whole and stop > SMALL)
             send = self._send_framed if is_framed and status == 200 else self.send
             await send(call, answer, source, base + start, base + stop)
         return answer
@@ -121,7 +124,7 @@ class Sender:
             await source.check_unchanged()
             await self._write(call, answer, data, first=True)
             return
-        await source.ensure(start, min(stop, start + AHEAD))
+        await source.ensure_some(start, min(stop, start + AHEAD))
         await call.send_head(answer)
         try:
             last = stop - SMALL
@@ -139,7 +142,7 @@ class Sender:
 
     async def _send_framed(self, call: Call, answer: web.StreamResponse, source: Source, start: int, stop: int) -> None:
         """Send a whole shard; `start` is 0."""
-        await source.ensure(start, min(stop, start + AHEAD))
+        await source.ensure_some(start, min(stop, start + AHEAD))
         await call.send_head(answer)
         try:
             transport = call.request.transport
@@ -168,8 +171,8 @@ class Sender:
                     ensured = stop
                 while not file.is_done(bound):
                     if file.position >= ensured:
-                        ensured = min(bound, file.position + AHEAD)
-                        await source.ensure(file.position, ensured)
+                        source.release(file.position)
+                        ensured = await source.ensure_some(file.position, min(bound, file.position + AHEAD))
                     part = min(bound, ensured)
                     work = loop.run_in_executor(self._threads, partial(file.send_some, part, PER_CALL, is_end=is_end))
                     sent = await seen_through(work)
@@ -183,9 +186,9 @@ class Sender:
         start = 0
         with FramedSender(call, answer, self._send_timeout) as sender:
             while start < stop:
-                piece = min(stop, start + BLOCK)
-                await source.ensure(start, piece)
+                piece = await source.ensure_some(start, min(stop, start + BLOCK))
                 data = await self._read(source, start, piece)
+                source.release(piece)
                 if piece == stop:
                     await source.check_unchanged()
                 await sender.write(data)
@@ -208,9 +211,9 @@ class Sender:
 
     async def _send_blocks(self, call: Call, answer: web.StreamResponse, source: Source, start: int, stop: int) -> None:
         while start < stop:
-            piece = min(stop, start + BLOCK)
-            await source.ensure(start, piece)
+            piece = await source.ensure_some(start, min(stop, start + BLOCK))
             data = await self._read(source, start, piece)
+            source.release(piece)
             await hand_on(call, answer, data, self._send_timeout)
             start = piece
 
@@ -223,8 +226,8 @@ class Sender:
             ensured = start
             while start < stop:
                 if start >= ensured:
-                    ensured = min(stop, start + AHEAD)
-                    await source.ensure(start, ensured)
+                    source.release(start)
+                    ensured = await source.ensure_some(start, min(stop, start + AHEAD))
                 work = loop.run_in_executor(
                     self._threads, _send_some, sock, source.descriptor, start, min(ensured, start + PER_CALL)
                 )

@@ -6,6 +6,7 @@ DATA/pool/ID/       one pool bucket: tmp/ for uploads, XX/… for objects
 DATA/index/         keys in order (LMDB); may be deleted while no node runs
 DATA/journal/       notes of changes on their way to the index
 DATA/members/       where the members of shards lie (`storage/members.py`); may be deleted while no node runs
+DATA/cache/ID/      of one remote bucket: XX/… for what is there whole, part/ for what has holes
 DATA/transforms/, DATA/packages/, DATA/scratch/   belong to the transform engine
 """
 
@@ -19,8 +20,9 @@ import secrets
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,8 +31,11 @@ import msgspec
 from shardmill.core.api import BucketInfo
 from shardmill.core.errors import BadRequest, BucketNotFound, BucketReadOnly, Conflict, ServerError
 from shardmill.core.meta import ObjectMeta
+from shardmill.core.origins import ReadOrigin, WriteOrigin
 from shardmill.core.refs import Bucket
 from shardmill.core.sources import ReadStore, WriteStore
+from shardmill.storage.cache.disk import CacheDisk
+from shardmill.storage.cache.store import CachedBucket, CachePolicy
 from shardmill.storage.directory import DirectoryStore, Links
 from shardmill.storage.files import disk_errors, replace_durably, sync_directory
 from shardmill.storage.index import Index
@@ -49,14 +54,36 @@ _REMOTE_TYPES = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "af
 
 
 @dataclass(frozen=True, slots=True)
+class RemoteBacking:
+    """A store behind a bucket that is somebody else's."""
+
+    url: str
+    """Of the store."""
+    place: str
+    """Which of those that have this URL, and what of it; what is cached of another one is never taken for it."""
+    open: Callable[[], AbstractAsyncContextManager[ReadOrigin]]
+    policy: CachePolicy
+
+
+@dataclass(frozen=True, slots=True)
 class BucketDefinition:
-    """A bucket of the configuration. `path` None: a pool bucket."""
+    """A bucket of the configuration. Neither `path` nor `remote`: a pool bucket."""
 
     bucket: Bucket
     path: Path | None
     writable: bool
     links: Links = "refuse"
     durability: Durability = "power"
+    remote: RemoteBacking | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSize:
+    """What remote buckets may take of the disk together; see `cache.disk.CacheDisk`."""
+
+    capacity: int = 0
+    high: int = 90
+    low: int = 80
 
 
 class Buckets:
@@ -69,8 +96,10 @@ class Buckets:
         journal: Journal,
         threads: ThreadPoolExecutor,
         durability: Durability,
+        cache: CacheSize,
     ) -> None:
         self._data = data
+        self._cache = cache
         self._journal = journal
         self._threads = threads
         self._durability: Durability = durability
@@ -87,13 +116,22 @@ class Buckets:
             if definition.path is not None
         }
         self._pools: dict[Bucket, PoolStore] = {}
+        self._cached: dict[Bucket, CachedBucket] = {}
+        self.cache_disk: CacheDisk | None = None
+        """None: there are no remote buckets."""
         self._index: Index | None = None
         self._changing = asyncio.Lock()
 
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, data: Path, definitions: Sequence[BucketDefinition], *, threads: int, durability: Durability
+        cls,
+        data: Path,
+        definitions: Sequence[BucketDefinition],
+        *,
+        threads: int,
+        durability: Durability,
+        cache: CacheSize = CacheSize(),
     ) -> AsyncIterator["Buckets"]:
         """Open a data directory, alone.
 
@@ -102,6 +140,7 @@ class Buckets:
             definitions: Of the configuration.
             threads: For disk calls.
             durability: Of pool buckets that are created later.
+            cache: Of remote buckets.
 
         Raises:
             Conflict: Another node has it open; the message has its pid.
@@ -110,7 +149,7 @@ class Buckets:
         with _locked(data), ThreadPoolExecutor(threads, thread_name_prefix="disk") as executor:
             journal = Journal(data / "journal")
             try:
-                buckets = cls(data, definitions, journal, executor, durability)
+                buckets = cls(data, definitions, journal, executor, durability, cache)
                 async with buckets._opened():
                     yield buckets
             finally:
@@ -130,9 +169,49 @@ class Buckets:
         try:
             self._journal.forget_old()
             await self._sweep()
-            yield
+            async with AsyncExitStack() as remotes:
+                await self._open_remotes(remotes)
+                yield
         finally:
             await index.close()
+
+    async def _open_remotes(self, stack: AsyncExitStack) -> None:
+        """Open origins and their caches; what is cached of buckets that are not configured now goes first."""
+        directory = self._data / "cache"
+        remotes = [definition for definition in self._definitions.values() if definition.remote is not None]
+        if not remotes:
+            return
+        size = self._cache
+        disk = self.cache_disk = await self._in_thread(
+            lambda: CacheDisk(directory, capacity=size.capacity, high=size.high, low=size.low, threads=self._threads)
+        )
+        names = set()
+        for definition in remotes:
+            remote = definition.remote
+            assert remote is not None
+            name = blake2b(f"{definition.bucket}\0{remote.url}\0{remote.place}".encode(), digest_size=8).hexdigest()
+            names.add(name)
+            origin = await stack.enter_async_context(remote.open())
+            self._cached[definition.bucket] = await stack.enter_async_context(
+                CachedBucket.open_directory(
+                    definition.bucket,
+                    origin,
+                    directory / name,
+                    disk=disk,
+                    policy=remote.policy,
+                    threads=self._threads,
+                )
+            )
+        await self._in_thread(disk.load_leftovers, names)
+        await disk.shrink()
+
+    def cached(self, bucket: Bucket) -> CachedBucket | None:
+        """The cache of a bucket; None: it has none. Raises BucketNotFound."""
+        self.store(bucket)
+        return self._cached.get(bucket)
+
+    def caches(self) -> Sequence[CachedBucket]:
+        return list(self._cached.values())
 
     def store(self, bucket: Bucket) -> ReadStore:
         """A bucket to read from.
@@ -140,12 +219,12 @@ class Buckets:
         Raises:
             BucketNotFound: Names the way out.
         """
-        found = self._directories.get(bucket) or self._pools.get(bucket)
+        found = self._directories.get(bucket) or self._pools.get(bucket) or self._cached.get(bucket)
         if found is None:
             way_out = (
                 f"make it with: shardmill mb {bucket}"
                 if bucket.provider == "ais"
-                else f"start the node with --bucket {bucket}=dir:PATH"
+                else f"start the node with --bucket {bucket}, or --bucket {bucket}=dir:PATH"
             )
             raise BucketNotFound(f"no bucket {bucket}; {way_out}")
         return found
@@ -154,18 +233,22 @@ class Buckets:
         """A bucket to write to; raises BucketReadOnly too."""
         self.store(bucket)
         definition = self._definitions.get(bucket)
+        cached = self._cached.get(bucket)
         if definition is not None and not definition.writable:
-            raise BucketReadOnly(
-                f"bucket {bucket} is read-only; to write, start the node with --bucket {bucket}=dir-rw:PATH"
-            )
-        return self._directories.get(bucket) or self._pools[bucket]
+            how = "writable = true in its table" if cached is not None else f"--bucket {bucket}=dir-rw:PATH"
+            raise BucketReadOnly(f"bucket {bucket} is read-only; to write, start the node with {how}")
+        if cached is not None and not isinstance(cached.origin, WriteOrigin):
+            raise BucketReadOnly(f"bucket {bucket} is read-only: what is behind it cannot be written to")
+        return self._directories.get(bucket) or cached or self._pools[bucket]
 
     def list(self) -> Sequence[BucketInfo]:
         """All buckets, by URI."""
         found = []
-        for bucket in sorted({*self._directories, *self._pools}, key=str):
+        for bucket in sorted({*self._directories, *self._pools, *self._cached}, key=str):
             definition = self._definitions.get(bucket)
             backing = "dir" if bucket in self._directories else "pool"
+            if definition is not None and definition.remote is not None:
+                backing = definition.remote.url
             found.append(BucketInfo(str(bucket), backing, definition is None or definition.writable))
         return found
 
@@ -194,7 +277,7 @@ class Buckets:
 
     async def _create(self, bucket: Bucket) -> None:
         async with self._changing:
-            if bucket in self._pools or bucket in self._directories:
+            if bucket in self._pools or bucket in self._definitions:
                 raise Conflict(f"bucket {bucket} exists already")
             store = self._build(bucket, secrets.token_hex(8))
             await self._in_thread(self._add, store)
@@ -253,7 +336,11 @@ class Buckets:
             store = self._build(Bucket.parse(uri), identity)
             store.prepare()
             self._pools[store.bucket] = store
-        wanted = [bucket for bucket, definition in self._definitions.items() if definition.path is None]
+        wanted = [
+            bucket
+            for bucket, definition in self._definitions.items()
+            if definition.path is None and definition.remote is None
+        ]
         for bucket in wanted:
             if bucket not in self._pools:
                 store = self._build(bucket, secrets.token_hex(8))

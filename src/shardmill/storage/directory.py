@@ -79,8 +79,20 @@ class DirectorySource:
         self.meta = self._version.meta(key, _read_user(descriptor))
         self._is_closed = False
 
+    @property
+    def is_whole(self) -> bool:
+        return True
+
     async def ensure(self, start: int, stop: int) -> None:
         """The bytes are there; there is no checksum to verify them by."""
+
+    async def ensure_some(self, start: int, stop: int) -> int:
+        stop = min(stop, self.meta.size)
+        await self.ensure(start, stop)
+        return stop
+
+    def release(self, position: int) -> None:
+        """All of it stays."""
 
     async def check_unchanged(self) -> None:
         if not self._version.is_same(_Version.of(os.fstat(self.descriptor))):
@@ -112,7 +124,7 @@ class DirectoryStore:
                 if os.fsencode(name).startswith(TEMPORARY):
                     _sweep_upload(name, root)
 
-    async def open(self, key: str) -> DirectorySource:
+    async def open(self, key: str, *, expected: tuple[int, int | None] | None = None) -> DirectorySource:
         opening = asyncio.get_running_loop().run_in_executor(self._threads, self._open, key)
         return await opened(opening, DirectorySource.close)
 

@@ -67,6 +67,10 @@ class PoolSource:
         self._threads = threads
         self._is_closed = False
 
+    @property
+    def is_whole(self) -> bool:
+        return True
+
     async def ensure(self, start: int, stop: int) -> None:
         """Verify the blocks of [start, stop) that no one has verified since boot."""
         first, last = start // BLOCK, -(-min(stop, self.meta.size) // BLOCK)
@@ -74,6 +78,14 @@ class PoolSource:
         if missing:
             loop = asyncio.get_running_loop()
             await finish(loop.run_in_executor(self._threads, self._verify, missing))
+
+    async def ensure_some(self, start: int, stop: int) -> int:
+        stop = min(stop, self.meta.size)
+        await self.ensure(start, stop)
+        return stop
+
+    def release(self, position: int) -> None:
+        """All of it stays."""
 
     async def check_unchanged(self) -> None:
         """A file of the pool is never written again, only replaced."""
@@ -151,7 +163,7 @@ class PoolStore:
         for path in temporary.iterdir():
             path.unlink()
 
-    async def open(self, key: str) -> PoolSource:
+    async def open(self, key: str, *, expected: tuple[int, int | None] | None = None) -> PoolSource:
         opening = asyncio.get_running_loop().run_in_executor(self._threads, self._open, key)
         descriptor, trailer = await opened(opening, lambda found: os.close(found[0]))
         return PoolSource(descriptor, trailer, self._verified.of(trailer), self._threads)

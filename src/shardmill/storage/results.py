@@ -345,12 +345,24 @@ class ResultSource:
         self._release: Callable[[], None] | None = release
         self._distrust = distrust
 
+    @property
+    def is_whole(self) -> bool:
+        return True
+
     async def ensure(self, start: int, stop: int) -> None:
         try:
             await self._source.ensure(start, stop)
         except CorruptObject:
             self._distrust()
             raise
+
+    async def ensure_some(self, start: int, stop: int) -> int:
+        stop = min(stop, self.meta.size)
+        await self.ensure(start, stop)
+        return stop
+
+    def release(self, position: int) -> None:
+        """All of it stays."""
 
     async def check_unchanged(self) -> None:
         await self._source.check_unchanged()

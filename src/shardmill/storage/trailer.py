@@ -91,7 +91,11 @@ class Hasher:
 
 def pack(trailer: Trailer) -> bytes:
     """The trailer as it stands behind the payload."""
-    body = msgspec.msgpack.encode(trailer)
+    return frame(msgspec.msgpack.encode(trailer))
+
+
+def frame(body: bytes) -> bytes:
+    """A body with the footer that tells where it begins, and that it is right."""
     digest = xxhash.xxh3_64_intdigest(body).to_bytes(8, "little")
     return body + _FOOTER.pack(len(body), FORMAT, 0, digest, _MAGIC)
 
@@ -101,6 +105,22 @@ def read_trailer(descriptor: int) -> Trailer:
 
     Raises:
         CorruptObject: There is no whole, right trailer there.
+    """
+    body, start = read_frame(descriptor)
+    try:
+        trailer = msgspec.msgpack.decode(body, type=Trailer)
+    except msgspec.MsgspecError as error:
+        raise CorruptObject("an object's trailer cannot be read") from error
+    if trailer.size != start or len(trailer.blocks) != -(-trailer.size // BLOCK) * 8:
+        raise CorruptObject("an object's file has another length than its trailer says")
+    return trailer
+
+
+def read_frame(descriptor: int) -> tuple[bytes, int]:
+    """The body at the end of an open file, and where it begins there.
+
+    Raises:
+        CorruptObject: There is none that is whole and right.
     """
     size = os.fstat(descriptor).st_size
     tail = os.pread(descriptor, min(size, _FIRST_READ), max(0, size - _FIRST_READ))
@@ -119,10 +139,4 @@ def read_trailer(descriptor: int) -> Trailer:
     )
     if xxhash.xxh3_64_intdigest(body).to_bytes(8, "little") != digest:
         raise CorruptObject("an object's trailer fails its checksum")
-    try:
-        trailer = msgspec.msgpack.decode(body, type=Trailer)
-    except msgspec.MsgspecError as error:
-        raise CorruptObject("an object's trailer cannot be read") from error
-    if trailer.size != start or len(trailer.blocks) != -(-trailer.size // BLOCK) * 8:
-        raise CorruptObject("an object's file has another length than its trailer says")
-    return trailer
+    return body, start

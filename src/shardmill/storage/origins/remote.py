@@ -121,6 +121,8 @@ class RemoteOrigin:
         if_match: str | None,
         if_absent: bool,
     ) -> OriginFacts:
+        self._path(key)
+        self._check_signed(self._label(key))
         feed = Feed(body, size, self._label(key))
         attributes = {**user, **({"Content-Type": content_type} if content_type else {})}
         is_conditional = if_match is not None or if_absent
@@ -167,18 +169,33 @@ class RemoteOrigin:
         if version is not None and version.startswith("etag:"):
             options["if_match"] = f'"{version.removeprefix("etag:")}"'
         try:
-            result = await self._get(key, options)
+            result = await self._get(key, options, start)
         except PreconditionFailed:
             raise ObjectChanged(f"{self._label(key)} was replaced; read it again") from None
         facts = self._facts(key, result)
         check_version(facts, version, self._label(key))
         return _Answer(facts, result, self)
 
-    async def _get(self, key: str, options: Any) -> Any:
+    async def _check_start(self, key: str, start: int) -> None:
+        """Raise RangeNotSatisfiable if a read failed for that; Azure answers some such ranges with success."""
         try:
-            result = await self._asked(
-                lambda: obstore.get_async(self._stores.reading, self._path(key), options=options or None), key
-            )
+            facts = await self._head(key)
+        except ShardmillError:
+            return
+        if facts.size is not None and start >= facts.size:
+            raise error_of(416, self._label(key), tried="", size=facts.size)
+
+    async def _get(self, key: str, options: Any, start: int = 0) -> Any:
+        async def get() -> Any:
+            try:
+                return await obstore.get_async(self._stores.reading, self._path(key), options=options or None)
+            except GenericError as error:
+                if start and not _is_explained(error):
+                    await self._check_start(key, start)
+                raise
+
+        try:
+            result = await self._asked(get, key)
         except ObjectNotFound:
             await self._check_bucket()
             raise
@@ -281,7 +298,6 @@ class RemoteOrigin:
         )
 
     async def _put_parts(self, key: str, start: bytes, feed: Feed, size: int | None, attributes: dict[str, str]) -> Any:
-        self._check_signed(self._label(key))
         path = self._path(key)
         part = PART if size is None else max(PART, -(-size // MAX_PARTS))
         uploading = asyncio.ensure_future(
@@ -328,6 +344,8 @@ class RemoteOrigin:
         self._path(key)
         try:
             return await begin()
+        except ShardmillError:
+            raise
         except (BaseError, OSError, ValueError) as error:
             raise self._translated(error, key) from None
 
@@ -407,6 +425,12 @@ def uncarried(path: str, provider: str) -> str | None:
     if provider == "az" and "\\" in path:
         return "Azure takes a backslash for a slash"
     return None
+
+
+def _is_explained(error: GenericError) -> bool:
+    """Whether the library tells of a status or of time, rather than of an answer that it could make nothing of."""
+    text = str(error)
+    return bool(_STATUS.match(text) or _TIMED_OUT.search(text))
 
 
 def _strong(etag: str | None) -> str | None:

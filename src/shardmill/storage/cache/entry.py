@@ -1,0 +1,599 @@
+"""One version of one object on the disk, the reads that bring what is missing, and who waits for it.
+
+At most one read at a time brings a block, whoever wants it. Nobody reads a byte that is not there: `wait` first. A
+version that the origin no longer has is lost: what is there of it can be read on, the rest is never mixed in.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import AsyncIterable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from shardmill.core.errors import (
+    Conflict,
+    InsufficientStorage,
+    ObjectChanged,
+    ObjectNotFound,
+    ServerError,
+    ShardmillError,
+)
+from shardmill.core.origins import OriginFacts, OriginRead
+from shardmill.storage.cache import files
+from shardmill.storage.cache.blocks import ABSENT, ARRIVING, THERE, WANTED, Blocks
+from shardmill.storage.cache.pieces import PieceWriter, Queue, punch
+from shardmill.storage.cache.record import CacheRecord
+from shardmill.storage.cache.upstream import Reader, Stream, Upstream, Waiter
+from shardmill.storage.files import disk_error
+from shardmill.storage.steps import finish, opened
+from shardmill.storage.trailer import BLOCK
+
+logger = logging.getLogger(__name__)
+Value = TypeVar("Value")
+
+PIECE = 32 << 20  # bytes of one read of a large object
+SINGLE = 64 << 20  # bytes; what is no larger comes with one read
+WINDOW = 32 << 20  # bytes in memory of an object that passes through
+NEARLY = 0.8  # share that is there, from which on a fill without readers is finished
+
+_TOUCH_SECONDS = 60.0  # between notes on the disk of the last use
+
+
+class Entry:
+    """Use `Entry.new` or `Entry.load…`; `lease` before anything is read.
+
+    Args:
+        upstream: Of its bucket.
+        record: What version it is.
+        facts: As the origin told them; None: as the record has them.
+        path: Its file; None: it passes through memory and is private to one reader.
+        log: Beside a file that has holes.
+        blocks: None: all are there, and their hashes are in the file.
+        takes_ranges: False: its origin gives it from the beginning only.
+        is_versioned: Pieces of two reads may be put together.
+        is_pinned: It is never evicted.
+        on_gone: Called once when one that passes through is not open any more.
+    """
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        record: CacheRecord,
+        *,
+        path: Path | None,
+        log: Path | None,
+        blocks: Blocks | None,
+        takes_ranges: bool = True,
+        is_versioned: bool = True,
+        is_pinned: bool = False,
+        on_gone: Callable[[], None] | None = None,
+    ) -> None:
+        self.record = record
+        self.meta = record.meta
+        self.path = path
+        self.log = log
+        self.taken = 0
+        self.used = time.time()
+        self.leases = 0
+        self.joining = 0
+        """Who is opening it, and has not come so far as to say what it wants."""
+        self.lost: ShardmillError | None = None
+        """Why what is not there will not come."""
+        self.is_pinned = is_pinned
+        self.takes_ranges = takes_ranges
+        self.is_versioned = is_versioned
+        self._upstream = upstream
+        self._blocks = blocks
+        self._file: files.Opened | None = None
+        self._opening = asyncio.Lock()
+        self._reserving = asyncio.Lock()
+        self._readers: list[Reader] = []
+        self._waiters: list[Waiter] = []
+        self._streams: list[Stream] = []
+        self._is_careful = False
+        """A read failed: what nobody waits for is not fetched."""
+        self._is_gone = False
+        self._touched = 0.0
+        self._low = 0
+        """Of one that passes through: bytes before it are given up."""
+        self._moved = asyncio.Event()
+        self._on_gone = on_gone
+
+    # What it is.
+
+    @property
+    def key(self) -> str:
+        return self.record.key
+
+    @property
+    def version(self) -> str:
+        return self.record.version
+
+    @property
+    def descriptor(self) -> int:
+        assert self._file is not None
+        return self._file.descriptor
+
+    @property
+    def blocks(self) -> Blocks:
+        assert self._blocks is not None
+        return self._blocks
+
+    @property
+    def is_complete(self) -> bool:
+        """All bytes are there."""
+        return self._blocks is None or self._blocks.is_complete
+
+    @property
+    def is_passing(self) -> bool:
+        """It is in memory, as much as is being read."""
+        return self.path is None
+
+    @property
+    def is_arriving(self) -> bool:
+        """A read of the origin goes on, which confirms the version."""
+        return bool(self._streams)
+
+    @property
+    def may_leave(self) -> bool:
+        return not (self.leases or self._streams or self.is_pinned)
+
+    @property
+    def bytes_there(self) -> int:
+        return self.meta.size if self._blocks is None else sum(stop - start for start, stop in self._blocks.ranges())
+
+    def next_absent(self, start: int, stop: int) -> tuple[int, int] | None:
+        """The first bytes of a range, in whole blocks, that are neither there nor arriving."""
+        run = self.blocks.next_run(ABSENT, *self.blocks.span(start, stop), self.blocks.count)
+        return None if run is None else (run[0] * BLOCK, run[1] * BLOCK)
+
+    def has(self, start: int, stop: int | None) -> bool:
+        """Whether all of a range is there."""
+        stop = self.meta.size if stop is None else min(stop, self.meta.size)
+        return self._blocks is None or start >= stop or self._blocks.reach(start, stop) >= stop
+
+    # Who has it.
+
+    async def lease(self) -> None:
+        """Have it open; `unlease` follows.
+
+        Raises:
+            FileNotFoundError: Somebody removed its file.
+        """
+        self.leases += 1
+        try:
+            async with self._opening:
+                if self._file is None:
+                    opening = asyncio.ensure_future(self._upstream.in_thread(self._open_file))
+                    self._file = await opened(opening, files.Opened.close)
+                    if self._blocks is None:
+                        self._blocks = Blocks(self.meta.size, self._file.hashes)
+            if self.blocks.is_complete and self.log is not None:
+                await self._publish()
+        except BaseException:
+            self.unlease()
+            raise
+
+    def unlease(self) -> None:
+        self.leases -= 1
+        self.used = time.time()
+        self._close_if_idle()
+
+    def leave(self) -> Sequence[Path]:
+        """See `disk.Evictable`."""
+        self._upstream.counters.evicted += 1
+        self._upstream.forget(self)
+        return self.drop()
+
+    def drop(self) -> Sequence[Path]:
+        """It is to be found no more: its room is given back as soon as nobody has it. Returns its files."""
+        self._is_gone = True
+        self._upstream.disk.forget(self)
+        paths = [path for path in (self.path, self.log) if path is not None]
+        self._close_if_idle()
+        return paths
+
+    def _close_if_idle(self) -> None:
+        if self.leases or self._streams or self._opening.locked():
+            return
+        if self._blocks is not None:
+            self._give_up_wanted()
+            if not self._is_gone and not self.is_passing and not self._blocks.there and not self.is_complete:
+                # Nothing came of it.
+                self._upstream.forget(self)
+                self._upstream.start(self._upstream.disk.unlink(self.drop()))
+                return
+        if self._file is not None:
+            self._touch(self._file.descriptor)
+            self._file.close()
+            self._file = None
+        if self._is_gone:
+            self._upstream.disk.give_back(self.taken)
+            self.taken = 0
+        on_gone, self._on_gone = self._on_gone, None
+        if on_gone is not None:
+            on_gone()
+
+    def _touch(self, descriptor: int) -> None:
+        """Note the last use on the disk, for the next process."""
+        if not self._is_gone and self.path is not None and self.used - self._touched > _TOUCH_SECONDS:
+            self._touched = self.used
+            with contextlib.suppress(OSError):
+                os.utime(descriptor)
+
+    def _open_file(self) -> files.Opened:
+        if self.path is None:
+            return files.open_passing(self.meta.size)
+        if self.log is None:
+            return files.open_finished(self.path, needs_hashes=self._blocks is None)
+        return files.open_part(self.path, self.log, self.record)
+
+    # What is wanted of it.
+
+    def join(self, reader: Reader) -> None:
+        self._readers.append(reader)
+
+    def joined(self) -> None:
+        """Who was opening it has come so far, or has gone."""
+        self.joining -= 1
+
+    def part(self, reader: Reader) -> None:
+        """A reader leaves: what nobody else wants is no longer fetched."""
+        self._readers.remove(reader)
+        if self.is_nearly_there and not self.is_passing:
+            return
+        if self.joining:
+            return
+        for stream in self._streams:
+            if not any(other.first < stream.last and stream.next < other.last for other in self._readers):
+                assert stream.task is not None
+                stream.task.cancel()
+
+    @property
+    def is_nearly_there(self) -> bool:
+        """So much has come that the rest costs less than to bring it all again."""
+        return self.blocks.there >= NEARLY * self.blocks.count
+
+    async def reserve(self, first: int, last: int) -> None:
+        """Take the room of what is not there of blocks [first, last).
+
+        Raises:
+            InsufficientStorage: There is none.
+        """
+        blocks = self.blocks
+        if self.is_passing:
+            blocks.turn(first, last, ABSENT, WANTED)
+            return
+        async with self._reserving:
+            size = blocks.room(first, last, ABSENT)
+            if not size:
+                return
+            await self._upstream.disk.take(size)
+            # What was lost meanwhile is not wanted twice.
+            wanted = blocks.room(first, last, ABSENT)
+            blocks.turn(first, last, ABSENT, WANTED)
+            self.taken += wanted
+            self._upstream.disk.give_back(size - wanted)
+
+    async def wait(self, reader: Reader, start: int, need: int, stop: int) -> None:
+        """Return when bytes [start, need) are there; bytes until `stop` are fetched, too.
+
+        Raises:
+            Conflict: The origin has another version now.
+            BackendUnavailable, …: The origin failed; it may be asked again.
+        """
+        while self.blocks.reach(start, need) < need:
+            if self.lost is not None:
+                raise self.lost
+            if self.is_passing and not self._low <= start <= need <= self._low + WINDOW:
+                raise InsufficientStorage(f"{self._label}: there is no room on the disk for all that is read of it")
+            first, last = self.blocks.span(start, stop)
+            await self.reserve(first, last)
+            reader.want(first, last)
+            waiter = Waiter(reader, start, need, stop, asyncio.get_running_loop().create_future())
+            self._waiters.append(waiter)
+            try:
+                self._kick()
+                await waiter.future
+            finally:
+                if waiter in self._waiters:
+                    self._waiters.remove(waiter)
+
+    async def verify(self, start: int, stop: int) -> bool:
+        """Look at what an earlier process left; False: some of it is damaged and will be fetched again."""
+        numbers = self.blocks.unverified(start, stop)
+        if not numbers:
+            return True
+        wrong = await finish(self._upstream.in_thread(files.find_wrong, self.descriptor, self.blocks, numbers))
+        for number in numbers:
+            if number in wrong:
+                # Its room stays taken.
+                if self.blocks.state(number) == THERE:
+                    self.blocks.drop(number, into=WANTED)
+                    self._upstream.counters.repaired += 1
+            else:
+                self.blocks.verify(number)
+        if wrong:
+            logger.warning("%s: %d blocks are damaged on the disk and are fetched again", self._label, len(wrong))
+        return not wrong
+
+    def release(self, position: int) -> None:
+        """Of one that passes through: bytes before `position` are not read again."""
+        if not self.is_passing or position // BLOCK <= self._low // BLOCK:
+            return
+        first, last = self._low // BLOCK, position // BLOCK
+        self._low = last * BLOCK
+        for block in range(first, last):
+            if self.blocks.state(block) == THERE:
+                self.blocks.drop(block)
+        punch(self.descriptor, first * BLOCK, last * BLOCK)
+        self._moved.set()
+
+    # How it comes.
+
+    def begin(self, start: int, stop: int) -> Stream:
+        """The current task has begun a read of [start, stop): what is wanted there comes by it. `bring` follows."""
+        first, last = self.blocks.span(start, stop)
+        stream = Stream(first, last, first, asyncio.current_task())
+        self._begin(stream)
+        return stream
+
+    def _kick(self) -> None:
+        """Start what reads are needed and allowed."""
+        while self.lost is None and len(self._streams) < self._width:
+            run = self._next_run()
+            if run is None:
+                return
+            stream = Stream(*run, run[0])
+            self._begin(stream)
+            stream.task = self._upstream.start(self._fetch(stream))
+
+    @property
+    def _width(self) -> int:
+        can_share = self.takes_ranges and self.is_versioned and not self.is_passing
+        return self._upstream.width.reads if can_share and self.meta.size > SINGLE else 1 if not can_share else 2
+
+    def _next_run(self) -> tuple[int, int] | None:
+        """Blocks to be fetched next: what is waited for first."""
+        most = PIECE // BLOCK if self.meta.size > SINGLE and self.takes_ranges else self.blocks.count
+        for waiter in self._waiters:
+            first, last = self.blocks.span(waiter.position, waiter.need)
+            if self.blocks.next_run(WANTED, first, last, 1) is not None:
+                far = last if self._is_careful else max(last, waiter.reader.last)
+                return self.blocks.next_run(WANTED, first, far, most)
+        if not self._is_careful:
+            for reader in self._readers:
+                run = self.blocks.next_run(WANTED, reader.first, reader.last, most)
+                if run is not None:
+                    return run
+        return None
+
+    def _begin(self, stream: Stream) -> None:
+        for block in range(stream.first, stream.last):
+            if self.blocks.state(block) == WANTED:
+                stream.owned.add(block)
+        self.blocks.turn(stream.first, stream.last, WANTED, ARRIVING)
+        self._streams.append(stream)
+
+    async def _fetch(self, stream: Stream) -> None:
+        """A task: one read of the origin."""
+        upstream = self._upstream
+        start, stop = stream.first * BLOCK, min(self.meta.size, stream.last * BLOCK)
+        limit = upstream.reads if not self.is_passing else contextlib.nullcontext()
+        try:
+            if not self.is_versioned and (stream.first or self.blocks.there):
+                raise Conflict(f"{self._label}: its origin tells no version, so that what is missing cannot be fetched")
+            async with limit:
+                began = time.monotonic()
+                async with upstream.origin.read(self.key, start=start, stop=stop, version=self._asked_version) as read:
+                    upstream.counters.fetches += 1
+                    upstream.counters.fetch_seconds += time.monotonic() - began
+                    await self.bring(stream, read)
+        except BaseException as error:
+            self._end(stream, error)
+            if not isinstance(error, ShardmillError | OSError):
+                raise
+
+    @property
+    def _asked_version(self) -> str | None:
+        return self.version if self.is_versioned else None
+
+    async def bring(self, stream: Stream, read: OriginRead) -> None:
+        """Write what a read gives; failures are told to who waits."""
+        self.takes_ranges = self.takes_ranges and read.facts.takes_ranges
+        try:
+            if self.is_versioned and read.facts.version != self.version:
+                raise ObjectChanged(f"{self._label} was replaced at its origin")
+            if stream.owned:
+                await self._copy(stream, read)
+            if stream.owned:
+                raise ServerError(f"{self._label}: its origin gave fewer bytes than it announced")
+            self._is_careful = False
+            if self.blocks.is_complete and self.log is not None:
+                await self._publish()
+        except BaseException as error:
+            self._end(stream, error)
+            if not isinstance(error, ShardmillError | OSError):
+                raise
+        else:
+            self._end(stream, None)
+
+    async def _copy(self, stream: Stream, pieces: AsyncIterable[memoryview]) -> None:
+        queue = Queue()
+        reading = asyncio.ensure_future(_read(pieces, queue))
+        writing = asyncio.ensure_future(self._write(stream, queue))
+        try:
+            await asyncio.wait((reading, writing), return_when=asyncio.FIRST_EXCEPTION)
+            if reading.done():
+                # What has come is worth its while, whatever ended it.
+                await asyncio.wait((writing,))
+        finally:
+            reading.cancel()
+            writing.cancel()
+            await finish(asyncio.wait((reading, writing)))
+        errors = [task.exception() for task in (writing, reading) if not task.cancelled()]
+        for error in errors:
+            if error is not None:
+                raise error
+
+    async def _write(self, stream: Stream, queue: Queue) -> None:
+        """A task: pieces to the disk, and word of them to who waits."""
+        blocks, counters = self.blocks, self._upstream.counters
+        assert self._file is not None
+        writer = PieceWriter(self.descriptor, self._file.log, self.meta.size, stream.first * BLOCK)
+        while pieces := await queue.take():
+            size = sum(map(len, pieces))
+            counters.fetched += size
+            for batch in self._cut(stream, pieces, writer.position):
+                if batch.is_owned:
+                    await self._room_ahead(writer.position)
+                    # The thread uses the descriptor, so it is waited for.
+                    found = await finish(self._upstream.in_thread(writer.write, batch.pieces))
+                    self._add(stream, found)
+                    if writer.position % BLOCK:
+                        blocks.begin(writer.position // BLOCK, writer.position % BLOCK)
+                else:
+                    writer.position += batch.size
+                stream.next = writer.position // BLOCK
+                self._wake()
+            self._upstream.width.add(size, time.monotonic(), len(self._streams))
+
+    def _add(self, stream: Stream, found: Sequence[tuple[int, bytes]]) -> None:
+        known = self.log is None and not self.is_passing
+        for block, digest in found:
+            if known and self.blocks.digest(block) != digest:
+                raise ObjectChanged(f"{self._label}: its origin has other bytes now under the same version")
+            stream.owned.discard(block)
+            self.blocks.add(block, digest)
+
+    def _cut(self, stream: Stream, pieces: Sequence[memoryview], position: int) -> "list[_Batch]":
+        """Pieces by whether this stream is the one that brings their block."""
+        if len(stream.owned) == stream.last - stream.next:
+            return [_Batch(list(pieces), sum(map(len, pieces)), True)]
+        found: list[_Batch] = []
+        for piece in pieces:
+            view = piece
+            while view:
+                part = view[: BLOCK - position % BLOCK]
+                is_owned = position // BLOCK in stream.owned
+                if not found or found[-1].is_owned != is_owned:
+                    found.append(_Batch([], 0, is_owned))
+                found[-1].pieces.append(part)
+                found[-1].size += len(part)
+                position += len(part)
+                view = view[len(part) :]
+        return found
+
+    async def _room_ahead(self, position: int) -> None:
+        """Of one that passes through: wait until its reader has come near."""
+        while self.is_passing and position >= self._low + WINDOW:
+            self._moved.clear()
+            await self._moved.wait()
+
+    def _wake(self) -> None:
+        for waiter in list(self._waiters):
+            if self.blocks.reach(waiter.position, waiter.need) >= waiter.need:
+                self._waiters.remove(waiter)
+                if not waiter.future.done():
+                    waiter.future.set_result(None)
+
+    def _end(self, stream: Stream, error: BaseException | None) -> None:
+        """A read has ended, one way or another; the second call for a stream does nothing."""
+        if stream not in self._streams:
+            return
+        self._streams.remove(stream)
+        begun = [block for block in stream.owned if self.blocks.state(block) == ARRIVING]
+        for block in begun:
+            self.blocks.drop(block, into=WANTED)
+            if self.log is not None or self.is_passing:
+                # What came of it takes room that is not counted.
+                punch(self.descriptor, block * BLOCK, (block + 1) * BLOCK)
+        if isinstance(error, ObjectChanged | ObjectNotFound):
+            self._lose(Conflict(f"{self._label} was replaced at its origin while it was read; read it again"))
+        elif isinstance(error, Conflict):
+            self._lose(error)
+        elif isinstance(error, ShardmillError | OSError):
+            self._is_careful = True
+            told = error if isinstance(error, ShardmillError) else disk_error(error, self._label)
+            self._fail(told, stream)
+        if not self._readers:
+            self._give_up_wanted()
+        self._kick()
+        self._close_if_idle()
+
+    def _fail(self, error: ShardmillError, stream: Stream) -> None:
+        for waiter in list(self._waiters):
+            first, last = self.blocks.span(waiter.position, waiter.need)
+            if first < stream.last and stream.first < last:
+                self._waiters.remove(waiter)
+                if not waiter.future.done():
+                    waiter.future.set_exception(error)
+
+    def _lose(self, error: Conflict) -> None:
+        """The rest of this version will not come."""
+        if self.lost is None:
+            self.lost = error
+            self._upstream.forget(self)
+            paths = self.drop()
+            self._upstream.start(self._upstream.disk.unlink(paths))
+        for waiter in self._waiters:
+            if not waiter.future.done():
+                waiter.future.set_exception(self.lost)
+        self._waiters.clear()
+
+    def _give_up_wanted(self) -> None:
+        """Give back the room of what will not be fetched."""
+        if self.is_passing:
+            return
+        size = self.blocks.room(0, self.blocks.count, WANTED)
+        if size:
+            self.blocks.turn(0, self.blocks.count, WANTED, ABSENT)
+            self.taken -= size
+            self._upstream.disk.give_back(size)
+
+    async def _publish(self) -> None:
+        """All blocks are there: it becomes a finished file."""
+        log, path = self.log, self.path
+        if log is None or path is None or self._is_gone:
+            return
+        self.log = None
+
+        async def publish() -> None:
+            hashes = bytes(self.blocks.hashes)
+            final = await self._upstream.in_thread(files.publish, self.descriptor, path, log, self.record, hashes)
+            self.path = final
+            if self._is_gone:
+                await self._upstream.disk.unlink([final])
+
+        await finish(publish())
+
+    @property
+    def _label(self) -> str:
+        return f"{self._upstream.bucket}/{self.key}"
+
+
+@dataclass(slots=True)
+class _Batch:
+    pieces: list[memoryview]
+    size: int
+    is_owned: bool
+
+
+async def _read(pieces: AsyncIterable[memoryview], queue: Queue) -> None:
+    """A task: pieces from the origin to who writes them."""
+    try:
+        async for piece in pieces:
+            await queue.put(piece)
+    finally:
+        queue.end()
+
+
+def facts_version(facts: OriginFacts) -> tuple[str, bool]:
+    """The source version that is given to what was read now; False: it is of this one read only."""
+    if facts.validator == "none":
+        return f"{facts.version}:{os.urandom(8).hex()}", False
+    return facts.version, True

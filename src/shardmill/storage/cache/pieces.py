@@ -1,0 +1,106 @@
+"""From a read of an origin into a file: pieces queue up while a thread writes, so that network and disk do not wait.
+
+Pieces are hashed by block as they are written, and a block is noted in its log after its bytes were written.
+"""
+
+import asyncio
+import ctypes
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import xxhash
+
+from shardmill.storage.cache.record import note
+from shardmill.storage.trailer import BLOCK
+
+_MAX_QUEUED = 4 << 20  # bytes read ahead of the disk, of one read
+_MAX_PIECES = 512  # buffers in one call of the kernel
+_PUNCH = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Queue:
+    """Pieces on their way from one task to another."""
+
+    def __init__(self) -> None:
+        self._pieces: list[memoryview] = []
+        self._size = 0
+        self._ended = False
+        self._moved = asyncio.Event()
+
+    async def put(self, piece: memoryview) -> None:
+        """Append one; waits while too much is queued, or the other end takes nothing more."""
+        while self._size >= _MAX_QUEUED or len(self._pieces) >= _MAX_PIECES:
+            self._moved.clear()
+            await self._moved.wait()
+        self._pieces.append(piece)
+        self._size += len(piece)
+        self._moved.set()
+
+    def end(self) -> None:
+        """Nothing follows."""
+        self._ended = True
+        self._moved.set()
+
+    async def take(self) -> Sequence[memoryview]:
+        """All that is queued, at least one piece; nothing at the end."""
+        while not self._pieces and not self._ended:
+            self._moved.clear()
+            await self._moved.wait()
+        taken, self._pieces, self._size = self._pieces, [], 0
+        self._moved.set()
+        return taken
+
+
+@dataclass(slots=True)
+class PieceWriter:
+    """Writes consecutive bytes of one object, from the start of a block on; blocking."""
+
+    descriptor: int
+    log: int | None
+    size: int
+    """Bytes of the whole object; -1: not known."""
+    position: int
+    """Where the next byte goes."""
+    _hasher: xxhash.xxh3_64 = field(default_factory=xxhash.xxh3_64)
+
+    def write(self, pieces: Sequence[memoryview]) -> list[tuple[int, bytes]]:
+        """Write pieces; returns the blocks that are complete with them, and their hashes."""
+        _write_all(self.descriptor, pieces, self.position)
+        found: list[tuple[int, bytes]] = []
+        for piece in pieces:
+            view = piece
+            while view:
+                part = view[: BLOCK - self.position % BLOCK]
+                self._hasher.update(part)
+                self.position += len(part)
+                if self.position % BLOCK == 0 or self.position == self.size:
+                    found.append(((self.position - 1) // BLOCK, self._hasher.intdigest().to_bytes(8, "little")))
+                    self._hasher.reset()
+                view = view[len(part) :]
+        if found and self.log is not None:
+            os.write(self.log, b"".join(note(block, digest) for block, digest in found))
+        return found
+
+    def finish(self) -> bytes:
+        """The hash of what is written of a last block whose end shows only now; nothing if there is none."""
+        return self._hasher.intdigest().to_bytes(8, "little") if self.position % BLOCK else b""
+
+
+def _write_all(descriptor: int, pieces: Sequence[memoryview], offset: int) -> None:
+    left = list(pieces)
+    while left:
+        written = os.pwritev(descriptor, left, offset)
+        offset += written
+        while left and written >= len(left[0]):
+            written -= len(left.pop(0))
+        if written:
+            left[0] = left[0][written:]
+
+
+def punch(descriptor: int, start: int, stop: int) -> None:
+    """Give back the memory, or disk, of bytes [start, stop)."""
+    _libc.fallocate(
+        ctypes.c_int(descriptor), ctypes.c_int(_PUNCH), ctypes.c_longlong(start), ctypes.c_longlong(stop - start)
+    )

@@ -1,0 +1,617 @@
+"""A bucket that is somebody else's, read through the disk: `Source`s over what is there and what is being brought.
+
+What is on the disk of a version is valid for that version only, so an object that changes is another entry. What the
+current version is, is asked of the origin by the bucket's policy, by one request for all who wait for the answer.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from shardmill.core.conditions import Conditions
+from shardmill.core.errors import (
+    BadRequest,
+    BucketReadOnly,
+    Busy,
+    Conflict,
+    InsufficientStorage,
+    ObjectNotFound,
+    RangeNotSatisfiable,
+)
+from shardmill.core.meta import ListPage, ObjectMeta
+from shardmill.core.origins import ListOrigin, OriginFacts, OriginRead, ReadOrigin
+from shardmill.core.refs import Bucket
+from shardmill.core.sources import CachedObject, CacheStatistics
+from shardmill.storage.cache.absent import Absent
+from shardmill.storage.cache.blocks import Blocks
+from shardmill.storage.cache.disk import CacheDisk
+from shardmill.storage.cache.entry import SINGLE, Entry, facts_version
+from shardmill.storage.cache.loading import find_kept
+from shardmill.storage.cache.pieces import PieceWriter
+from shardmill.storage.cache.record import CacheRecord
+from shardmill.storage.cache.source import CachedSource
+from shardmill.storage.cache.upstream import Counters, Version
+from shardmill.storage.cache.width import Width
+from shardmill.storage.cache.writing import OpenToWriting, checked, delete_through, put_through
+from shardmill.storage.locks import KeyLocks
+from shardmill.storage.pool import Stored
+from shardmill.storage.steps import finish
+from shardmill.storage.trailer import BLOCK
+
+logger = logging.getLogger(__name__)
+Value = TypeVar("Value")
+
+Revalidate = Literal["always", "ttl", "never"]
+
+_PARTS = "part"
+_KNOWN = 100_000  # versions remembered
+_READS = 64  # of the origin at once
+_PASSING = 8  # objects that go through memory at once; each takes `entry.WINDOW`
+_PAGES = 256  # of listings, remembered
+
+
+@dataclass(frozen=True, slots=True)
+class CachePolicy:
+    """How a bucket's cache treats what it has."""
+
+    revalidate: Revalidate = "ttl"
+    """When the origin is asked whether a version is still current: at each opening, after `ttl`, or never."""
+    ttl: float = 300.0
+    """Seconds."""
+    absent_seconds: float = 5.0
+    """How long an object that was not there is not asked for again."""
+    list_seconds: float = 10.0
+    """How long a page of a listing is kept."""
+    pin: bool = False
+    """Nothing of it is evicted."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the origin said of a key."""
+
+    record: CacheRecord
+    facts: OriginFacts
+    is_versioned: bool
+    asked: float
+    """Monotonic time at which it was asked."""
+
+
+class CachedBucket:
+    """Use `CachedBucket.open_directory`.
+
+    Args:
+        bucket: Its name.
+        origin: Where the bytes come from; opened and closed by the caller.
+        directory: Its own.
+    """
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        origin: ReadOrigin,
+        directory: Path,
+        disk: CacheDisk,
+        policy: CachePolicy,
+        threads: ThreadPoolExecutor,
+    ) -> None:
+        self.bucket = str(bucket)
+        self.origin = origin
+        self.disk = disk
+        self.policy = policy
+        self.width = Width()
+        self.counters = Counters()
+        self.reads = asyncio.Semaphore(_READS)
+        self._directory = directory
+        self._threads = threads
+        self._entries: dict[str, Entry] = {}
+        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._absent = Absent(policy.absent_seconds)
+        self._locks = KeyLocks()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._passing = 0
+        self._pages: OrderedDict[tuple[str, str, str, int], tuple[float, ListPage]] = OrderedDict()
+
+    @classmethod
+    @asynccontextmanager
+    async def open_directory(
+        cls,
+        bucket: Bucket,
+        origin: ReadOrigin,
+        directory: Path,
+        *,
+        disk: CacheDisk,
+        policy: CachePolicy,
+        threads: ThreadPoolExecutor,
+    ) -> AsyncIterator["CachedBucket"]:
+        """Find what an earlier process kept; on exit no read goes on."""
+        store = cls(bucket, origin, directory, disk, policy, threads)
+        await store.in_thread(store._load)
+        try:
+            yield store
+        finally:
+            await store._close()
+
+    # Reading.
+
+    async def open(self, key: str, *, expected: tuple[int, int | None] | None = None) -> CachedSource:
+        """Open the current version.
+
+        Args:
+            key: Of the object.
+            expected: Bytes [start, stop) that will be read now, stop None: to the end; None: perhaps none. They are
+                asked for at once, together with the version.
+        """
+        arrived = time.monotonic()
+        while True:
+            entry, known = await self._find(key, arrived, expected)
+            if entry is not None:
+                entry.joining += 1
+                try:
+                    await entry.lease()
+                except FileNotFoundError:
+                    # Somebody tidied up by hand.
+                    await self.disk.unlink(entry.leave())
+                    continue
+                finally:
+                    entry.joined()
+            break
+
+        async def attach() -> Entry:
+            found = self._entries.get(key)
+            newest = self._known.get(key, known)
+            if newest.record.version != known.record.version:
+                raise Conflict(f"{self.bucket}/{key} was replaced at its origin; read it again")
+            if found is None or found.version != known.record.version:
+                found = self._new_entry(known)
+            await found.lease()
+            return found
+
+        async def passing() -> Entry:
+            if self._passing >= _PASSING:
+                raise Busy(f"{self.bucket}/{key}: there is no room for it on the disk now; ask again", retry_after=1)
+            self.counters.passed += 1
+            made = self._new_passing(known)
+            await made.lease()
+            return made
+
+        return CachedSource(known.record.meta, entry, expected, attach=attach, passing=passing, counters=self.counters)
+
+    async def head(self, key: str) -> ObjectMeta:
+        _, known = await self._find(key, time.monotonic(), None)
+        return known.record.meta
+
+    async def list(self, *, prefix: str, delimiter: str, after: str, limit: int) -> ListPage:
+        """One page, as the origin gives it or gave it a moment ago."""
+        if not isinstance(self.origin, ListOrigin):
+            raise BadRequest(f"{self.bucket} cannot be listed: a web server tells no names; name the objects")
+        asked = prefix, delimiter, after, limit
+        found = self._pages.get(asked)
+        if found is not None and time.monotonic() - found[0] < self.policy.list_seconds:
+            return found[1]
+        began = time.monotonic()
+        page = await self.origin.list(prefix=prefix, delimiter=delimiter, after=after, limit=limit)
+        self._pages[asked] = began, page
+        self._pages.move_to_end(asked)
+        while len(self._pages) > _PAGES:
+            self._pages.popitem(last=False)
+        return page
+
+    # Writing.
+
+    async def put(
+        self,
+        key: str,
+        body: AsyncIterator[bytes | bytearray | memoryview],
+        *,
+        size: int | None,
+        user: Mapping[str, str],
+        conditions: Conditions,
+        checksum: str | None,
+    ) -> Stored:
+        """Store at the origin, which judges the conditions; what is cached of the old version goes."""
+        facts, created = await put_through(
+            self._writable_origin(),
+            f"{self.bucket}/{key}",
+            key,
+            checked(body, size=size, checksum=checksum),
+            size=size,
+            user=user,
+            conditions=conditions,
+        )
+        await finish(self._replace(key, facts))
+        meta = self._known[key].record.meta if key in self._known else await self.head(key)
+        return Stored(meta, created=created)
+
+    async def delete(self, key: str, *, conditions: Conditions) -> None:
+        """Remove it at the origin, then here."""
+        await delete_through(self._writable_origin(), f"{self.bucket}/{key}", key, conditions)
+        await finish(self._replace(key, None))
+
+    def _writable_origin(self) -> OpenToWriting:
+        if not isinstance(self.origin, OpenToWriting):
+            raise BucketReadOnly(f"{self.bucket}: its origin cannot be written to")
+        return self.origin
+
+    async def _replace(self, key: str, facts: OriginFacts | None) -> None:
+        """The origin has this version now, or none."""
+        async with self._locks.hold(key):
+            self._pages.clear()
+            self._absent.forget(key)
+            self._known.pop(key, None)
+            if facts is not None and facts.size is not None and facts.validator != "none":
+                await self._learn(key, facts, time.monotonic())
+            else:
+                await self._drop(key)
+
+    # What it has.
+
+    def cached(self, prefix: str) -> Sequence[CachedObject]:
+        """Objects of which something is on the disk, by key."""
+        found = []
+        for key, entry in self._entries.items():
+            if key.startswith(prefix):
+                known = self._known.get(key)
+                age = time.monotonic() - known.asked if known is not None else None
+                found.append(
+                    CachedObject(
+                        key,
+                        entry.meta.size,
+                        entry.bytes_there,
+                        entry.version,
+                        entry.meta.etag,
+                        entry.used,
+                        age,
+                        entry.leases,
+                        entry.is_pinned,
+                    )
+                )
+        return sorted(found, key=lambda item: item.key)
+
+    def cached_ranges(self, key: str) -> Sequence[tuple[int, int]]:
+        """Bytes [start, stop) of an object that are on the disk."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return ()
+        return [(0, entry.meta.size)] if entry.is_complete else entry.blocks.ranges()
+
+    async def evict(self, keys: Collection[str]) -> int:
+        """Remove objects from the disk, pinned ones, too; who reads them goes on. Returns the bytes given back."""
+        freed = 0
+        paths: list[Path] = []
+        for key in keys:
+            entry = self._entries.get(key)
+            if entry is not None:
+                freed += entry.taken
+                self.forget(entry)
+                paths += entry.drop()
+        await self.disk.unlink(paths)
+        return freed
+
+    def statistics(self) -> CacheStatistics:
+        counters = self.counters
+        return CacheStatistics(
+            objects=len(self._entries),
+            bytes=sum(entry.taken for entry in self._entries.values()),
+            hits=counters.hits,
+            misses=counters.misses,
+            revalidated=counters.revalidated,
+            served=counters.served,
+            fetched=counters.fetched,
+            fetches=counters.fetches,
+            fetch_seconds=counters.fetch_seconds,
+            filling=sum(entry.is_arriving for entry in self._entries.values()),
+            evicted=counters.evicted,
+            passed=counters.passed,
+            repaired=counters.repaired,
+            reads=self.width.reads,
+        )
+
+    # What entries need.
+
+    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def forget(self, entry: Version) -> None:
+        if self._entries.get(entry.key) is entry:
+            del self._entries[entry.key]
+        if entry.lost is not None:
+            self._known.pop(entry.key, None)
+
+    async def in_thread(self, call: Callable[..., Value], *arguments: object) -> Value:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
+
+    # The current version of a key.
+
+    async def _find(
+        self, key: str, arrived: float, expected: tuple[int, int | None] | None
+    ) -> tuple[Entry | None, _Known]:
+        """What is known to be current, and its entry if there is one."""
+        found = self._fresh(key, arrived, expected)
+        if found is None:
+            async with self._locks.hold(key):
+                found = self._fresh(key, arrived, expected)
+                if found is None:
+                    await self._ask(key, expected)
+                    found = self._current(key)
+        return found
+
+    def _fresh(
+        self, key: str, arrived: float, expected: tuple[int, int | None] | None
+    ) -> tuple[Entry | None, _Known] | None:
+        """What need not be asked for."""
+        if self._absent.has(key, arrived):
+            raise ObjectNotFound(f"no object {self.bucket}/{key}")
+        known = self._known.get(key)
+        if known is None or not self._is_current(known, arrived):
+            return None
+        entry, known = self._current(key)
+        if expected is None:
+            return entry, known
+        if entry is None:
+            return None
+        # Bytes that have to be fetched are asked for with the version that is current then.
+        is_needless = entry.has(*expected) or entry.is_arriving or known.asked >= arrived
+        return (entry, known) if is_needless else None
+
+    def _is_current(self, known: _Known, arrived: float) -> bool:
+        match self.policy.revalidate:
+            case "never":
+                return True
+            case "ttl":
+                return time.monotonic() - known.asked < self.policy.ttl
+            case "always":
+                return known.asked >= arrived
+
+    def _current(self, key: str) -> tuple[Entry | None, _Known]:
+        known = self._known[key]
+        entry = self._entries.get(key)
+        return (entry if entry is not None and entry.version == known.record.version else None), known
+
+    async def _ask(self, key: str, expected: tuple[int, int | None] | None) -> None:
+        """Ask the origin for the current version; with the bytes that are expected, if they are not there."""
+        entry = self._entries.get(key)
+        if entry is not None and self.policy.revalidate == "never" and key not in self._known:
+            # From before this process began; nobody is to be asked.
+            self._remember(key, _Known(entry.record, _facts_of(entry.record), entry.is_versioned, time.monotonic()))
+            if expected is None or entry.has(*expected):
+                return
+        try:
+            if expected is None or (entry is not None and entry.has(*expected)):
+                await self._ask_version(key)
+            else:
+                await self._ask_bytes(key, expected)
+        except ObjectNotFound:
+            self._absent.add(key, time.monotonic())
+            self._known.pop(key, None)
+            await self._drop(key)
+            raise
+
+    async def _ask_version(self, key: str) -> None:
+        asked = time.monotonic()
+        facts = await self.origin.head(key)
+        if facts.size is None or facts.validator == "none":
+            # There is nothing to know it by but its bytes.
+            await self._ask_bytes(key, (0, None))
+            return
+        await self._learn(key, facts, asked)
+
+    async def _learn(self, key: str, facts: OriginFacts, asked: float) -> None:
+        """The origin has told what is current."""
+        self._remember(key, await self._compare(key, facts, asked))
+
+    async def _compare(self, key: str, facts: OriginFacts, asked: float) -> _Known:
+        """What the origin told, with what is there of that version; what is there of another one goes."""
+        version, is_versioned = facts_version(facts)
+        assert facts.size is not None
+        entry = self._entries.get(key)
+        if entry is not None and entry.version == version:
+            self.counters.revalidated += 1
+            record = entry.record
+        else:
+            record = CacheRecord.of(self.bucket, facts, facts.size, version, time.time())
+            await self._drop(key)
+        return _Known(record, facts, is_versioned, asked)
+
+    def _remember(self, key: str, known: _Known) -> None:
+        self._known[key] = known
+        self._known.move_to_end(key)
+        self._absent.forget(key)
+        while len(self._known) > _KNOWN:
+            self._known.popitem(last=False)
+
+    async def _ask_bytes(self, key: str, expected: tuple[int, int | None]) -> None:
+        """Begin to read; returns when the version is known, while the bytes still arrive."""
+        begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        task = self.start(self._read_first(key, expected, begun))
+        try:
+            await begun
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        except RangeNotSatisfiable:
+            # Nothing lies there; the size tells whoever asked so.
+            await self._ask_version(key)
+
+    async def _read_first(self, key: str, expected: tuple[int, int | None], begun: "asyncio.Future[None]") -> None:
+        """A task: the read that tells the version, and its bytes into the entry."""
+        start, stop = expected
+        start -= start % BLOCK
+        stop = start + SINGLE if stop is None else -(-stop // BLOCK) * BLOCK
+        entry = self._entries.get(key)
+        if entry is not None and not entry.is_complete:
+            # What is there of it need not come again.
+            start, stop = entry.next_absent(start, stop) or (start, stop)
+        stop = min(stop, start + SINGLE)
+        asked = time.monotonic()
+        try:
+            async with self.reads, self.origin.read(key, start=start, stop=stop) as read:
+                self.counters.fetches += 1
+                self.counters.fetch_seconds += time.monotonic() - asked
+                if read.facts.size is None:
+                    await self._take_unsized(key, read, asked)
+                    begun.set_result(None)
+                    return
+                known = await self._compare(key, read.facts, asked)
+                await self._take_first(known, read, start, stop, begun)
+        except BaseException as error:
+            if begun.done():
+                raise
+            if isinstance(error, asyncio.CancelledError):
+                begun.cancel()
+                raise
+            begun.set_exception(error)
+
+    async def _take_first(
+        self, known: _Known, read: OriginRead, start: int, stop: int, begun: "asyncio.Future[None]"
+    ) -> None:
+        """Into the entry what there is room for; without room whoever asked brings it through memory."""
+        key = known.record.key
+        entry = self._entries.get(key) or self._build_entry(known)
+        await entry.lease()
+        try:
+            with contextlib.suppress(InsufficientStorage):
+                await entry.reserve(*entry.blocks.span(start, stop))
+            stream = entry.begin(start, stop)
+            # Nobody finds it before its blocks are known to be on their way, or they would be fetched twice.
+            self._give(entry)
+            self._remember(key, known)
+            entry.joining += 1
+            begun.set_result(None)
+            # Whoever waits for it is called next, and joins before others can leave.
+            asyncio.get_running_loop().call_soon(entry.joined)
+            await entry.bring(stream, read)
+        finally:
+            entry.unlease()
+
+    async def _take_unsized(self, key: str, read: OriginRead, asked: float) -> None:
+        """An object whose size shows at its end: all of it comes first."""
+        path, log = self._paths(key)
+        descriptor = await self.in_thread(os.open, path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        writer = PieceWriter(descriptor, None, -1, 0)
+        hashes = bytearray()
+        taken = 0
+        try:
+            async for piece in read:
+                await self.disk.take(len(piece))
+                taken += len(piece)
+                self.counters.fetched += len(piece)
+                found = await finish(self.disk.in_thread(writer.write, [piece]))
+                hashes += b"".join(digest for _, digest in found)
+            hashes += writer.finish()
+        except BaseException:
+            self.disk.give_back(taken)
+            await self.disk.unlink([path])
+            raise
+        finally:
+            os.close(descriptor)
+        size = writer.position
+        version, is_versioned = facts_version(read.facts)
+        record = CacheRecord.of(self.bucket, read.facts, size, version, time.time())
+        await self._drop(key)
+        entry = Entry(self, record, path=path, log=log, blocks=Blocks(size, bytes(hashes)), is_pinned=self.policy.pin)
+        entry.taken = taken
+        entry.is_versioned = is_versioned
+        self._give(entry)
+        self._remember(key, _Known(record, read.facts, is_versioned, asked))
+
+    async def _drop(self, key: str) -> None:
+        """What is there of a key is of the past; who reads it goes on."""
+        entry = self._entries.get(key)
+        if entry is not None:
+            self.forget(entry)
+            await self.disk.unlink(entry.drop())
+
+    # Entries.
+
+    def _new_entry(self, known: _Known) -> Entry:
+        entry = self._build_entry(known)
+        self._give(entry)
+        return entry
+
+    def _build_entry(self, known: _Known) -> Entry:
+        path, log = self._paths(known.record.key)
+        return Entry(
+            self,
+            known.record,
+            path=path,
+            log=log,
+            blocks=Blocks(known.record.size),
+            takes_ranges=known.facts.takes_ranges,
+            is_versioned=known.is_versioned,
+            is_pinned=self.policy.pin,
+        )
+
+    def _new_passing(self, known: _Known) -> Entry:
+        self._passing += 1
+
+        def gone() -> None:
+            self._passing -= 1
+
+        return Entry(
+            self,
+            known.record,
+            path=None,
+            log=None,
+            blocks=Blocks(known.record.size),
+            takes_ranges=known.facts.takes_ranges,
+            is_versioned=known.is_versioned,
+            on_gone=gone,
+        )
+
+    def _give(self, entry: Entry) -> None:
+        self._entries[entry.key] = entry
+        self.disk.add(entry)
+
+    def _paths(self, key: str) -> tuple[Path, Path]:
+        """A name of its own for each file, so that one that is being removed is never that of another."""
+        name = f"{blake2b(key.encode(), digest_size=12).hexdigest()}-{secrets.token_hex(6)}"
+        path = self._directory / _PARTS / name
+        return path, path.with_suffix(".log")
+
+    # From one process to the next.
+
+    def _load(self) -> None:
+        """Blocking: find what is on the disk."""
+        for found in find_kept(self._directory, self._directory / _PARTS):
+            entry = Entry(
+                self, found.record, path=found.path, log=found.log, blocks=found.blocks, is_pinned=self.policy.pin
+            )
+            entry.used = found.used
+            entry.taken = found.taken
+            other = self._entries.get(entry.key)
+            if other is not None:
+                # A kill between the new version and the removal of the old.
+                older = min(entry, other, key=lambda item: item.used)
+                self.forget(older)
+                for path in older.drop():
+                    path.unlink(missing_ok=True)
+                if older is entry:
+                    continue
+            self.disk.found(entry.taken)
+            self._give(entry)
+
+    async def _close(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        while self._tasks:
+            await finish(asyncio.wait(set(self._tasks)))
+
+
+def _facts_of(record: CacheRecord) -> OriginFacts:
+    """What an origin had said of a version, as far as it was kept."""
+    return OriginFacts(record.key, record.size, record.etag, record.modified, record.content_type, record.user)
