@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from shardmill.core.errors import BadRequest
 from shardmill.loader import ShardLoader
+from shardmill.loader.read_ahead import ReadAhead
 from shardmill.loader.rows import Batch
 
 __all__ = ["EpochUrls", "ShardDataLoader", "ShardDataset", "data_loader"]
@@ -117,15 +119,25 @@ class ShardDataset(IterableDataset):  # type: ignore[misc]  # torch is untyped h
 class ShardDataLoader(DataLoader):  # type: ignore[misc]  # torch is untyped here
     """A `DataLoader` over `ShardDataset` whose state is exact, with worker processes, too.
 
-    Worker processes live as long as an epoch. Go on with as many of them as before, and the very next batch comes; with
-    another number, what is left is shared out anew.
+    Worker processes live as long as an epoch is read, until `close` at most. Go on with as many of them as before, and
+    the very next batch comes; with another number, what is left is shared out anew.
+
+    Args:
+        dataset: Gives the batches.
+        options: Of `DataLoader`, but for `persistent_workers`.
+
+    Raises:
+        BadRequest: (A ValueError.) Worker processes that know nothing of where this one stands.
     """
 
     def __init__(self, dataset: ShardDataset, **options: Any) -> None:
+        if options.get("persistent_workers"):
+            raise BadRequest("persistent_workers: each epoch begins where the state says, with workers of its own")
         super().__init__(dataset, batch_size=None, **options)
         # Worker processes are ahead of what was given out, so this process counts.
         self._group = dataset.open_group(self.num_workers) if self.num_workers else None
         self._given = 0
+        self._reading: ReadAhead | None = None
 
     def __len__(self) -> int:
         """Batches of a whole epoch."""
@@ -136,17 +148,25 @@ class ShardDataLoader(DataLoader):  # type: ignore[misc]  # torch is untyped her
         if group is None:
             yield from super().__iter__()
             return
+        self._stop()
         self._follow(group)
         self.dataset.hand_on(group.state_after(self._given), self._given)
-        for batch in super().__iter__():
-            self._given += 1
-            yield batch
-        group.rewind()
-        self._given = 0
+        # Held there alone, so that the worker processes end with it, whoever still holds this generator.
+        reading = self._reading = ReadAhead(super().__iter__(), 0)
+        try:
+            for batch in reading:
+                self._given += 1
+                yield batch
+            group.rewind()
+            self._given = 0
+        finally:
+            reading.close()
 
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch: another order and other draws. Setting the one that is going on changes nothing."""
         self.dataset.set_epoch(epoch)
+        if self._group is not None:
+            self._follow(self._group)
 
     def state_dict(self) -> dict[str, Any]:
         """As `ShardLoader.state_dict`: where this epoch stands, after the batches that were given out."""
@@ -160,12 +180,14 @@ class ShardDataLoader(DataLoader):  # type: ignore[misc]  # torch is untyped her
         if self._group is None:
             self.dataset.load_state_dict(state)
             return
+        self._stop()
         self._group.load_state_dict(state)
         self.dataset.set_epoch(state["epoch"])
         self._given = self._group.taken
 
     def close(self) -> None:
-        """Stop reading, if an epoch was left before its end."""
+        """Stop reading, if an epoch was left before its end; no worker process lives on."""
+        self._stop()
         self.dataset.close()
         if self._group is not None:
             self._group.close()
@@ -173,8 +195,14 @@ class ShardDataLoader(DataLoader):  # type: ignore[misc]  # torch is untyped her
     def _follow(self, group: ShardLoader) -> None:
         """The epoch may have been set at the dataset."""
         if group.epoch != self.dataset.epoch:
+            self._stop()
             group.set_epoch(self.dataset.epoch)
             self._given = 0
+
+    def _stop(self) -> None:
+        if self._reading is not None:
+            self._reading.close()
+            self._reading = None
 
 
 def data_loader(

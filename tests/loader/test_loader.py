@@ -16,7 +16,7 @@ import pytest
 
 from shardmill.client import Client
 from shardmill.core.errors import BadRequest, BadShard, ObjectNotFound, TransformFailed
-from shardmill.loader import ShardLoader
+from shardmill.loader import IterationEnded, ShardLoader
 from shardmill.testing.node import RunningNode, running_node
 
 COUNTS = [30, 17, 0, 25, 40]
@@ -268,6 +268,28 @@ def test_an_epoch_that_is_left_in_the_middle_leaves_nothing(urls: dict[str, list
     loader.set_epoch(1)
     assert len(list(loader)) == 28
     loader.close()
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+@pytest.mark.parametrize(
+    "leave",
+    [
+        ShardLoader.close,
+        lambda loader: loader.set_epoch(1),
+        lambda loader: loader.load_state_dict(loader.state_dict()),
+        lambda loader: next(iter(loader)),
+    ],
+)
+def test_an_iteration_that_was_left_gives_no_end(urls: dict[str, list[str]], leave: Any, prefetch: int) -> None:
+    """It would look like that of the epoch; and nobody waits for batches that do not come."""
+    with ShardLoader(urls["draw"], 4, prefetch=prefetch) as loader:
+        batches = iter(loader)
+        next(batches)
+        leave(loader)
+        state = loader.state_dict()
+        with pytest.raises(IterationEnded):
+            next(batches)
+        assert loader.state_dict() == state
 
 
 def test_a_node_that_is_restarted_is_gone_on_with(directory: Path, tmp_path: Path) -> None:

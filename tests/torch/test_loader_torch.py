@@ -1,5 +1,6 @@
 """Tensors from the loader: a stock DataLoader with and without workers, and URL lists that know epochs."""
 
+import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import torch
 import webdataset as wds
 
 from shardmill.client import Client
+from shardmill.core.errors import BadRequest
+from shardmill.loader import IterationEnded
 from shardmill.testing.node import RunningNode, running_node
-from shardmill.torch import EpochUrls, ShardDataset, data_loader
+from shardmill.torch import EpochUrls, ShardDataLoader, ShardDataset, data_loader
 
 NAMES = [f"imagenet-val-{number:06d}.tar" for number in range(4)]
 
@@ -110,6 +113,25 @@ def test_a_state_is_exact_with_worker_processes_too(urls: list[str], stop: int, 
         rest = [key for _, keys in other for key in keys]
         assert sorted(given + rest) == sorted(key for _, keys in epochs[0] for key in keys)
         other.close()
+
+
+def test_closing_ends_the_worker_processes_of_an_epoch_in_the_middle(urls: list[str]) -> None:
+    """Though the trainer still holds what it took batches from; and that gives no end that looks like the epoch's."""
+    for end in (ShardDataLoader.close, lambda loader: loader.load_state_dict(loader.state_dict())):
+        loader = data_loader(urls, 2, num_workers=2)
+        batches = iter(loader)
+        next(batches)
+        assert len(multiprocessing.active_children()) == 2
+        end(loader)
+        assert multiprocessing.active_children() == []
+        with pytest.raises(IterationEnded):
+            next(batches)
+        loader.close()
+
+
+def test_worker_processes_that_outlive_an_epoch_are_refused(urls: list[str]) -> None:
+    with pytest.raises(BadRequest, match="persistent_workers"):
+        ShardDataLoader(ShardDataset(urls, 2), num_workers=2, persistent_workers=True)
 
 
 def test_the_function_may_run_in_the_trainers_worker_processes(node: RunningNode, urls: list[str]) -> None:

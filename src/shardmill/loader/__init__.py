@@ -1,5 +1,6 @@
 """Batches for training, from shards of a node: `ShardLoader` gives numpy arrays, `shardmill.torch` tensors."""
 
 from shardmill.loader.batches import ShardLoader
+from shardmill.loader.read_ahead import IterationEnded
 
-__all__ = ["ShardLoader"]
+__all__ = ["IterationEnded", "ShardLoader"]

@@ -61,6 +61,9 @@ class ShardLoader:
     multiplies makes its own batch smaller or larger. Arrays are used again once the trainer holds none of a batch any
     more.
 
+    It reads one epoch at a time: `close`, `set_epoch` of another, `load_state_dict` and another `iter` end the
+    iteration that is going on, whose next batch is then `IterationEnded`.
+
     Resources: `close` it, or use it as a context manager, if an epoch is left before its end.
     *Recovery:* a broken connection or a node that is restarted is gone on with at the sample in work.
     """

@@ -7,8 +7,12 @@ from collections.abc import Iterator
 from shardmill.loader.rows import Batch
 
 
+class IterationEnded(RuntimeError):
+    """Batches were asked of an iteration that was left: its loader was closed, or began another one."""
+
+
 class ReadAhead:
-    """The batches of an iterator. Resources: `close` it, which also closes a generator.
+    """The batches of an iterator, which is held by nobody else. Resources: `close` it, which also closes a generator.
 
     Args:
         ahead: Batches; 0: none, and no thread.
@@ -23,32 +27,31 @@ class ReadAhead:
             self._thread.start()
 
     def __iter__(self) -> Iterator[Batch]:
-        if self._thread is None:
-            yield from self._batches
-            return
-        while True:
-            item = self._queue.get()
-            if item is None:
-                return
+        while (item := self._take()) is not None:
             if isinstance(item, BaseException):
                 raise item
             yield item
             del item  # its arrays may be used again as soon as the trainer lets go of them
 
     def close(self) -> None:
-        """Stop; whatever was read ahead is dropped."""
+        """Stop; whatever was read ahead is dropped, and whoever asks for more gets an error, not an end."""
         self._is_stopped.set()
         thread, self._thread = self._thread, None
         if thread is None:
-            close = getattr(self._batches, "close", None)
-            if close is not None:
-                close()
+            self._end()
             return
-        while thread.is_alive():
+        while thread.is_alive() or not self._queue.empty():
             try:
                 self._queue.get_nowait()
             except queue.Empty:
                 thread.join(0.05)
+        # Somebody may be waiting there.
+        self._queue.put_nowait(_ended())
+
+    def _take(self) -> Batch | BaseException | None:
+        if self._is_stopped.is_set():
+            return _ended()
+        return next(self._batches, None) if self._thread is None else self._queue.get()
 
     def _read(self) -> None:
         try:
@@ -60,9 +63,13 @@ class ReadAhead:
         except BaseException as error:
             self._put(error)
         finally:
-            close = getattr(self._batches, "close", None)
-            if close is not None:
-                close()
+            self._end()
+
+    def _end(self) -> None:
+        batches, self._batches = self._batches, iter(())
+        close = getattr(batches, "close", None)
+        if close is not None:
+            close()
 
     def _put(self, item: Batch | BaseException | None) -> None:
         while not self._is_stopped.is_set():
@@ -71,3 +78,7 @@ class ReadAhead:
                 return
             except queue.Full:
                 continue
+
+
+def _ended() -> IterationEnded:
+    return IterationEnded("this iteration was left: its loader was closed, or began another one or another epoch")
