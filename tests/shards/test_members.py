@@ -66,6 +66,17 @@ def test_of_equal_names_the_last_is_found_as_with_tarfile(names: list[str]) -> N
     assert len(index) == len(names)
 
 
+def test_names_that_are_sorted_in_several_calls_are_found_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(members_module, "_RUN", 7)
+    random_numbers = random.Random(3)
+    names = [f"{random_numbers.randrange(60):02d}.txt" for _ in range(200)]
+    data = archive(names)
+    index = build(data)
+    last = {name: b"%d" % place for place, name in enumerate(names)}
+    assert {name: payload(index, data, name) for name in last} == last
+    assert index.find(b"60.txt") is None
+
+
 def test_an_archive_without_members_has_an_empty_index() -> None:
     index = build(END)
     assert (len(index), index.find(b"a"), index.page(0, 10)) == (0, None, [])

@@ -5,10 +5,11 @@ in its file, so a million members are tens of megabytes and nothing has to be pa
 """
 
 import hashlib
+import heapq
 import struct
 import sys
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from shardmill.shards.tar import TarError, TarHeaders
@@ -21,6 +22,7 @@ MAX_BYTES = 256 << 20  # of one index; some five million members
 _MAGIC = b"shrdmbr<" if sys.byteorder == "little" else b"shrdmbr>"
 _HEAD = struct.Struct("<8sIIQQ16s")  # magic, format, bytes of the identity, members, bytes of names, digest of the rest
 _DIGEST = 16
+_RUN = 1 << 14  # names sorted in one call, which takes some milliseconds
 _PER_MEMBER = 24  # bytes: offset and size of 8 each, end of the name and place in the order of 4 each
 
 
@@ -164,9 +166,24 @@ class IndexBuilder:
     def finish(self, identity: bytes) -> MemberIndex:
         """The index, when `advance` has said that there are no more members."""
         names, ends = bytes(self._names), self._ends
-        order = array("I", sorted(range(len(ends)), key=lambda n: names[ends[n - 1] if n else 0 : ends[n]]))
+        order = _order_by_name(names, ends)
         parts = (self._offsets.tobytes(), self._sizes.tobytes(), ends.tobytes(), order.tobytes(), names)
         return MemberIndex(identity, len(ends), b"".join(parts))
+
+
+def _order_by_name(names: bytes, ends: Sequence[int]) -> "array[int]":
+    """Members by name, those of one name in the shard's order.
+
+    One sort of a million names would keep the interpreter from all other threads for a second, so runs are sorted and
+    merged.
+    """
+
+    def name(ordinal: int) -> bytes:
+        return names[ends[ordinal - 1] if ordinal else 0 : ends[ordinal]]
+
+    starts = range(0, len(ends), _RUN)
+    runs = [sorted(range(start, min(start + _RUN, len(ends))), key=name) for start in starts]
+    return array("I", heapq.merge(*runs, key=name))
 
 
 def _digest(identity: bytes, body: bytes) -> bytes:
