@@ -10,16 +10,18 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from shardmill.config import EnvironmentSettings
+from shardmill.config import EnvironmentSettings, PackageSettings
 from shardmill.core.api import TransformInfo
 from shardmill.core.errors import Busy, TransformFailed
 from shardmill.core.specs import Spec
 from shardmill.etl import workers
 from shardmill.etl.engine import Engine
-from shardmill.etl.environments import Environment
+from shardmill.etl.environments import Environment, Environments
+from shardmill.etl.packages import Packages
 from shardmill.etl.runs import Plan, Reading
 from shardmill.etl.staging import stage
-from shardmill.etl.versions import Version
+from shardmill.etl.versions import Version, build_info, check_request, compute_digest
+from shardmill.etl.workers import WorkerPool
 from shardmill.storage.results import ResultStore
 from tests.etl.over_http import Served, serve
 from tests.etl.support import (
@@ -276,5 +278,54 @@ def test_an_environment_that_is_closed_while_it_starts_leaves_no_process(tmp_pat
         assert children() == set()
         with pytest.raises(TransformFailed, match="has been removed"):
             await environment.zygote()
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_environments_end_altogether_though_whoever_closes_them_is_stopped(tmp_path: Path) -> None:
+    """However often, and in whatever of them; a process that nobody knows any more would stay for good."""
+
+    async def main(stops: int) -> None:
+        staged = stage(tmp_path / f"stage-{stops}")
+        packages = Packages(PackageSettings(), tmp_path / f"packages-{stops}", stage=staged)
+        named = [(f"other-{number}", Path(sys.executable)) for number in range(3)]
+        environments = Environments(named, packages, stage=staged, scratch=tmp_path / f"homes-{stops}", load_seconds=20)
+        for environment in environments:
+            await environment.zygote()
+        assert len(children()) == 4
+        closing = asyncio.ensure_future(environments.close())
+        for _ in range(stops):
+            await asyncio.sleep(0)
+            closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        assert children() == set()
+
+    for stops in (1, 2, 3):
+        asyncio.run(asyncio.wait_for(main(stops), 60))
+
+
+def test_a_pool_that_is_left_while_a_worker_loads_leaves_nothing_of_it(tmp_path: Path) -> None:
+    """Not even where the environment lives on."""
+
+    async def main() -> None:
+        staged = stage(tmp_path / "stage")
+        environment = Environment("it", Path(sys.executable), stage=staged, scratch=tmp_path / "home", load_seconds=20)
+        source = "import time\ntime.sleep(60)\n\ndef transform(sample):\n    return sample\n"
+        request = check_request(request_for(source), 1 << 20)
+        info = build_info(request, "it", None, digest=compute_digest(request), parts=[], locked=[])
+        zygote = await environment.zygote()
+        try:
+            alone = children()
+            async with WorkerPool(settings_for()) as pool:
+                warming = asyncio.ensure_future(pool.warm(Version(info, request.code, False), environment))
+                await wait_until(lambda: len(children()) > len(alone))
+                warming.cancel()
+                await asyncio.wait([warming])
+            assert children() == alone
+            assert zygote.workers == 0
+            assert list(zygote.scratch.glob("worker-*")) == []
+        finally:
+            await environment.close()
 
     asyncio.run(asyncio.wait_for(main(), 60))

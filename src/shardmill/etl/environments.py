@@ -20,6 +20,7 @@ from shardmill.core.api import EnvironmentInfo
 from shardmill.core.errors import Conflict, EnvironmentUnfit, NotFound, TransformFailed
 from shardmill.core.requirements import Requirement
 from shardmill.etl.packages import Built, Packages
+from shardmill.etl.steps import close_all
 from shardmill.etl.uv import inspect
 from shardmill.etl.zygotes import Zygote
 
@@ -157,8 +158,7 @@ class Environment:
         self._is_closed = True
         zygotes = [*self._retired, *([self._zygote] if self._zygote else [])]
         self._zygote, self._retired = None, []
-        for zygote in zygotes:
-            await zygote.close()
+        await close_all(zygotes)
 
     async def _prepare(self, progress: Callable[[str], None]) -> Zygote:
         self._check_open()
@@ -420,8 +420,8 @@ class Environments:
         await self._packages.remove(name)
 
     async def close(self) -> None:
-        for environment in self:
-            await environment.close()
+        """End all of them, even if whoever asked is stopped meanwhile."""
+        await close_all(self)
 
     async def _interpreter(self, name: str | None, python: str) -> Path:
         """The file of the interpreter that an environment is to be made of."""

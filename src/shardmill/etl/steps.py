@@ -1,8 +1,8 @@
-"""Blocking steps that are seen through though whoever asked for them has left: what they use is not pulled away."""
+"""Steps that are seen through though whoever asked for them has left: what they use or end is not forgotten."""
 
 import asyncio
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable, Iterable
+from typing import ParamSpec, Protocol, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -21,3 +21,21 @@ async def see_through(step: Callable[P, T], *arguments: P.args, **options: P.kwa
         task.exception()
         raise asyncio.CancelledError
     return task.result()
+
+
+class Closable(Protocol):
+    """What is ended by `close`, at once where that is cancelled."""
+
+    async def close(self) -> None: ...
+
+
+async def close_all(parts: Iterable[Closable]) -> None:
+    """Close each of them, whatever becomes of the others or of the waiting; the first error is raised at the end."""
+    first: BaseException | None = None
+    for part in parts:
+        try:
+            await part.close()
+        except BaseException as error:
+            first = first or error
+    if first is not None:
+        raise first

@@ -41,6 +41,7 @@ class WorkerPool:
         self._workers: list[WorkerProcess] = []
         self._starting: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._endings: set[asyncio.Task[None]] = set()
         self._kicked = False
         self._watcher: asyncio.Task[None] | None = None
 
@@ -58,10 +59,10 @@ class WorkerPool:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        workers = list(self._workers)
-        for worker in workers:
+        for worker in list(self._workers):
             worker.kill(None)
-        await asyncio.gather(*(worker.wait_ended() for worker in workers))
+        if self._endings:
+            await asyncio.wait(self._endings)
 
     def attach(self, work: Work) -> None:
         """Serve a work from now on."""
@@ -242,11 +243,13 @@ class WorkerPool:
             worker.kill(None)
 
     def _on_change(self, worker: WorkerProcess) -> None:
-        if worker.is_gone and worker in self._workers:
-            self._workers.remove(worker)
+        if worker.is_gone:
+            if worker in self._workers:
+                self._workers.remove(worker)
+            # One that ends before it was ready, too.
             task = asyncio.get_running_loop().create_task(worker.wait_ended())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._endings.add(task)
+            task.add_done_callback(self._endings.discard)
         self.kick()
 
     async def _watch(self) -> None:
