@@ -2,11 +2,15 @@
 
 import asyncio
 import os
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from shardmill.core.errors import BackendUnavailable, Conflict, ObjectNotFound
+from shardmill.core.errors import BackendUnavailable, Conflict, ObjectNotFound, ServerError
+from shardmill.core.origins import OriginFacts, OriginRead, OriginStatistics
 from shardmill.storage.cache.store import CachePolicy
 from tests.storage.cache.support import MIB, disk_use, is_settled, make, open_cache, read, read_source, run, wait_until
 from tests.storage.cache.web import Asked, Served, web
@@ -360,4 +364,74 @@ def test_an_origin_without_ranges(tmp_path: Path) -> None:
 
     with web() as origin:
         origin.objects["key"] = Served(data, "v1", takes_ranges=False)
+        run(story())
+
+
+class Defective:
+    """An origin with a defect: it raises what no origin may."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    async def head(self, key: str) -> OriginFacts:
+        raise AssertionError("nobody asks again")
+
+    @asynccontextmanager
+    async def read(
+        self, key: str, *, start: int = 0, stop: int | None = None, version: str | None = None
+    ) -> AsyncIterator[OriginRead]:
+        self.reads += 1
+        raise ValueError("a defect")
+        yield
+
+    def statistics(self) -> OriginStatistics:
+        raise AssertionError("nobody asks for it")
+
+
+def test_a_defect_is_told_to_who_waits_and_asks_no_origin_again_and_again(tmp_path: Path) -> None:
+    defective = Defective()
+
+    async def story() -> None:
+        async with open_cache(origin, tmp_path) as store:
+            source = await store.open("key")
+            store.origin = defective
+            try:
+                with pytest.raises(ServerError):
+                    await read_source(source)
+            finally:
+                source.close()
+
+    with web() as origin:
+        origin.objects["key"] = Served(make(MIB), "v1")
+        run(story())
+    assert defective.reads == 1
+
+
+def test_a_reader_who_leaves_before_its_read_has_begun_holds_up_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make(2 * MIB)
+
+    async def story() -> None:
+        async with open_cache(origin, tmp_path) as store:
+            source = await store.open("key")
+            begin = store.start
+
+            def leave() -> None:
+                reading.cancel()
+                source.close()
+
+            def leave_at_once(work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+                asyncio.get_running_loop().call_soon(leave)
+                return begin(work)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(store, "start", leave_at_once)
+                reading = asyncio.ensure_future(source.ensure_some(0, MIB))
+                await asyncio.wait([reading])
+            await wait_until(lambda: is_settled(store))
+            assert await read(store, "key") == data
+
+    with web() as origin:
+        origin.objects["key"] = Served(data, "v1")
         run(story())

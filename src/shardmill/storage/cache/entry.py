@@ -251,7 +251,8 @@ class Entry:
         for stream in self._streams:
             if not any(other.first < stream.last and stream.next < other.last for other in self._readers):
                 assert stream.task is not None
-                stream.task.cancel()
+                # Not at once: a task that is cancelled before its first step never cleans up.
+                asyncio.get_running_loop().call_soon(stream.task.cancel)
 
     @property
     def is_nearly_there(self) -> bool:
@@ -516,14 +517,21 @@ class Entry:
             self._lose(Conflict(f"{self._label} was replaced at its origin while it was read; read it again"))
         elif isinstance(error, Conflict):
             self._lose(error)
-        elif isinstance(error, ShardmillError | OSError):
+        elif isinstance(error, Exception):
+            # A defect is told, too: whoever waits would have the read begun again at once, and again.
             self._is_careful = True
-            told = error if isinstance(error, ShardmillError) else disk_error(error, self._label)
-            self._fail(told, stream)
+            self._fail(self._told(error), stream)
         if not self._readers:
             self._give_up_wanted()
         self._kick()
         self._close_if_idle()
+
+    def _told(self, error: Exception) -> ShardmillError:
+        if isinstance(error, ShardmillError):
+            return error
+        if isinstance(error, OSError):
+            return disk_error(error, self._label)
+        return ServerError(f"{self._label}: internal error; the node's log has the story")
 
     def _fail(self, error: ShardmillError, stream: Stream) -> None:
         for waiter in list(self._waiters):

@@ -606,6 +606,8 @@ class CachedBucket:
             self._give(entry)
 
     async def _close(self) -> None:
+        # A task that is cancelled before its first step never cleans up.
+        await asyncio.sleep(0)
         for task in list(self._tasks):
             task.cancel()
         while self._tasks:
