@@ -75,6 +75,11 @@ def test_the_first_lines_say_where_it_is_and_what_to_try(wire: Wire, shards: Pat
     assert f"try: shardmill --endpoint http://localhost:{port} ls ais://pool" in lines
 
 
+def test_the_first_lines_say_which_store_is_behind_a_remote_bucket() -> None:
+    with running_node("--bucket", "ht://pictures=https://data.example.org/pictures") as node:
+        assert "  ht://pictures  (https://data.example.org/pictures, read-only)" in node.output.splitlines()
+
+
 def test_the_layers_of_isolation_are_known_before_the_first_worker(shards: Path) -> None:
     with serving(shards) as wire:
         before = msgspec.json.decode(wire.get("/api/config").body, type=ConfigInfo).isolation

@@ -139,7 +139,8 @@ def _announce(node: Node, sock: socket.socket, *, tls: bool) -> None:
     buckets = node.config.buckets
     for bucket in buckets:
         kind, _, path = bucket.backing.partition(":")
-        where = f"{path}, {'writable' if bucket.writable else 'read-only'}" if path else kind
+        place = bucket.backing if bucket.is_remote else path
+        where = f"{place}, {'writable' if bucket.writable else 'read-only'}" if place else kind
         lines.append(f"  {bucket.uri}  ({where})")
     if not buckets:
         lines.append("  no buckets are configured; make one with: shardmill mb ais://NAME")
