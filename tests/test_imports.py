@@ -209,6 +209,44 @@ def test_no_two_folders_import_each_other() -> None:
     assert mutual == set()
 
 
+def circles(imports: list[Import]) -> list[list[str]]:
+    """Modules that import each other, by whatever detour; also where that is hidden in functions or from run time."""
+    modules = {found.module for found in imports}
+    edges: dict[str, set[str]] = {module: set() for module in modules}
+    for found in imports:
+        # A module of a folder, or a name of a module.
+        names = [found.inside or "", (found.inside or "").rpartition(".")[0]]
+        edges[found.module] |= {next((name for name in names if name in modules), found.module)} - {found.module}
+    reached = {module: _reached(edges, module) for module in modules}
+    found_circles = {tuple(sorted(b for b in reached[a] if a in reached[b])) for a in modules if a in reached[a]}
+    return [list(circle) for circle in sorted(found_circles)]
+
+
+def _reached(edges: dict[str, set[str]], start: str) -> set[str]:
+    seen: set[str] = set()
+    pending = [start]
+    while pending:
+        fresh = edges[pending.pop()] - seen
+        seen |= fresh
+        pending += fresh
+    return seen
+
+
+def test_no_modules_import_each_other() -> None:
+    assert circles(all_imports()) == []
+
+
+def test_a_circle_is_found_wherever_it_is_hidden() -> None:
+    sources = {
+        "etl.run": "from shardmill.etl.spool import Spool",
+        "etl.spool": "from shardmill.etl import runs",
+        "etl.runs": "def f():\n    from shardmill.etl.run import Run",
+        "etl.clock": "from shardmill.etl.run import Run",
+    }
+    found = [found for module, source in sources.items() for found in imports_of(module, source)]
+    assert circles(found) == [["etl.run", "etl.runs", "etl.spool"]]
+
+
 @pytest.mark.parametrize(
     ("module", "source", "reason"),
     [

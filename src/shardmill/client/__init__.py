@@ -5,7 +5,8 @@ from shardmill.client.handles import BucketHandle, MemberHandle, ObjectHandle, S
 from shardmill.client.http import NodeUnreachable, TruncatedBody
 from shardmill.client.jobs import JobFailed, JobsHandle
 from shardmill.client.reading import ObjectReader
-from shardmill.client.transforms import Pipeline, TransformsHandle, WDTransform
+from shardmill.client.registered import Pipeline, WDTransform
+from shardmill.client.transforms import TransformsHandle
 
 __all__ = [
     "BucketHandle",
