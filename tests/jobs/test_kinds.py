@@ -185,3 +185,26 @@ def test_a_job_can_be_cancelled_while_it_waits_to_try_again(tmp_path: Path) -> N
             assert (await ended(jobs, info)).error == "it was cancelled"
 
     run(story())
+
+
+def test_a_job_can_be_cancelled_before_it_has_begun(tmp_path: Path) -> None:
+    """Also while it is being written down; whoever cancels is not left waiting for an end that never comes."""
+
+    async def story() -> None:
+        kind = Look(at_once)
+        async with open_jobs(tmp_path, kind) as jobs:
+            info, _ = await jobs.start(ANONYMOUS, REQUEST)
+            assert (await asyncio.wait_for(jobs.cancel(ANONYMOUS, info.id), 10)).state == "cancelled"
+            starting = asyncio.ensure_future(jobs.start(ANONYMOUS, REQUEST))
+            async with asyncio.timeout(10):
+                while jobs.list(ANONYMOUS)[0].state != "waiting":  # noqa: ASYNC110  # a job tells nobody
+                    await asyncio.sleep(0)
+            assert not starting.done()
+            assert (await asyncio.wait_for(jobs.cancel(ANONYMOUS, info.id), 10)).state == "cancelled"
+            await starting
+            assert kind.done == []
+            again, is_begun = await jobs.start(ANONYMOUS, REQUEST)
+            assert is_begun
+            assert (await ended(jobs, again)).state == "done"
+
+    run(story())

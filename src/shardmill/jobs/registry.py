@@ -250,10 +250,10 @@ class Jobs:
         job = self._find(principal, job_id)
         if job.request.destination is not None:
             self._node.objects.check(principal, "write", Bucket.parse(job.request.destination))
-        if not job.ended.is_set() and job.task is not None:
+        if not job.ended.is_set():
             if not job.is_cancelled:
                 job.is_cancelled = True
-                job.task.cancel()
+                self._stop(job)
             await job.ended.wait()
         return _shown(job.info)
 
@@ -278,6 +278,15 @@ class Jobs:
     def _begin(self, job: Job, work: Work | None) -> None:
         job.begin_again()
         job.task = asyncio.get_running_loop().create_task(self._carry_out(job, work))
+        if job.is_cancelled:
+            # While it was written down.
+            self._stop(job)
+
+    def _stop(self, job: Job) -> None:
+        """End it; one that is not begun yet ends when it is."""
+        if job.task is not None:
+            # Not at once: a task that is cancelled before its first step never cleans up.
+            asyncio.get_running_loop().call_soon(job.task.cancel)
 
     async def _carry_out(self, job: Job, work: Work | None) -> None:
         logs.request_id.set(f"job-{job.id}")
