@@ -24,6 +24,22 @@ def test_a_trainer_saves_no_more_than_it_would_spend(capsys: pytest.CaptureFixtu
     assert "of 2.0 ms CPU per sample a trainer would save about 2.0 ms, less what decoding" in capsys.readouterr().out
 
 
+def test_what_a_sample_became_stands_below_it(capsys: pytest.CaptureFixture[str]) -> None:
+    def named(*keys: str) -> list[StreamedSample]:
+        return [StreamedSample(key, {"cls": b"1"}) for key in keys]
+
+    def shown(after: list[StreamedSample]) -> list[str]:
+        costs = TransformStatistics()
+        print_trial(Trial("t@0123456789ab", named("a", "b"), after, first_byte=0.1, seconds=0.2, costs=costs))
+        lines = capsys.readouterr().out.partition("\n\n")[0].splitlines()
+        return [line.strip() for line in lines if "cls" not in line]
+
+    assert shown(named("a", "b")) == ["a", "b"]
+    assert shown(named("a-0", "a-1", "b-0")) == ["a", "-> a-0", "-> a-1", "b", "-> b-0"]
+    assert shown(named("b")) == ["a", "-> nothing", "b"]
+    assert shown(named("a", "mine")) == ["a", "b", "-> nothing under this key", "-> mine"]
+
+
 def test_what_is_larger_has_to_be_received() -> None:
     trial = trial_of({"txt": b"7"}, {"npy": bytes(10_000_000)})
     assert not trial.gives_pictures

@@ -130,14 +130,18 @@ def run_trial(location: Location, info: TransformInfo, *, samples: int, seed: in
 def print_trial(trial: Trial) -> None:
     """Samples before and after, then what they cost."""
     after = {sample.key: sample for sample in trial.after}
+    given = {sample.key: _take_outputs(sample.key, after) for sample in trial.before}
     for sample in trial.before:
         print("\n".join(describe_sample(sample)))
-        given = after.pop(sample.key, None)
-        if given is None:
-            print("  -> nothing under this key")
-            continue
-        for line in describe_sample(given)[1:]:
-            print(f"  ->{line}")
+        if not given[sample.key]:
+            print("  -> nothing under this key" if after else "  -> nothing")
+        for output in given[sample.key]:
+            key, *lines = describe_sample(output)
+            if key != sample.key:
+                print(f"  -> {key}")
+            for line in lines:
+                print(f"  ->{line}")
+    # Under keys of the function's own.
     for sample in after.values():
         print("\n".join(["-> " + line if number == 0 else line for number, line in enumerate(describe_sample(sample))]))
     count = len(trial.before)
@@ -151,6 +155,14 @@ def print_trial(trial: Trial) -> None:
     if trial.costs.samples:
         print(f"worker: {costs_text(trial.costs)}")
         print(_verdict(trial))
+
+
+def _take_outputs(key: str, after: dict[str, StreamedSample]) -> list[StreamedSample]:
+    """Take out what a sample became: one under its key, or several, to whose keys their positions are appended."""
+    if key in after:
+        return [after.pop(key)]
+    numbered = itertools.takewhile(after.__contains__, (f"{key}-{index}" for index in itertools.count()))
+    return [after.pop(name) for name in list(numbered)]
 
 
 def costs_text(costs: TransformStatistics, noun: str = "sample") -> str:
