@@ -35,6 +35,10 @@ def transform(sample):
     sample["blob"] = bytes(100_000)
     return sample
 """
+LARGE = """
+def transform(sample):
+    return {"__key__": sample["__key__"], "blob": bytes(200_000), "cls": "12"}
+"""
 DROP = "def transform(sample):\n    return None\n"
 
 
@@ -210,6 +214,33 @@ def test_what_fails_later_is_cut_and_explained_by_its_request(wire: Wire) -> Non
     assert "late in" in failure["message"]
     assert "transform.py" in failure["traceback"]
     assert str(failure["seed"]) == headers["shardmill-seed"]
+
+
+def test_a_sample_with_a_large_payload_is_one_chunk(wire: Wire) -> None:
+    """Each chunk is a call to the kernel, with a look for room before it."""
+    uuid = wire.register(LARGE, "large")
+    chunks: list[int] = []
+    with wire.connect() as peer:
+        peer.send(request("GET", path_of(f"{uuid},seed=1,count=24")))
+        status, _ = peer.read_head()
+        body = peer.read_chunks(status, chunks)
+    assert len(members(body)) == 48
+    # Readers that fall behind are sent slices of the file, of 1 MiB.
+    assert len(chunks) < 1.5 * 24
+
+
+def test_everything_before_the_sample_that_fails_is_sent(wire: Wire) -> None:
+    whole = wire.get(path_of(f"{wire.register(LARGE, 'large')},seed=1")).body
+    names = list(members(whole))
+    key = names[2 * 20].partition(".")[0]
+    fails = LARGE.replace("    return", f"    if sample['__key__'] == {key!r}: raise ValueError('no')\n    return")
+    with wire.connect() as peer:
+        peer.send(request("GET", path_of(f"{wire.register(fails, 'large-fails')},seed=1")))
+        status, _ = peer.read_head()
+        with pytest.raises(Unfinished) as cut:
+            peer.read_chunks(status)
+    # Headers, 391 blocks, one block; of the last payload all but its last byte, which would look like an end.
+    assert cut.value.got == whole[: 20 * 512 * (1 + 391 + 1 + 1) - 511]
 
 
 @pytest.mark.parametrize(

@@ -134,8 +134,8 @@ class Peer:
         self._pending = whole[size:]
         return whole[:size]
 
-    def read_chunks(self, status: int) -> bytes:
-        """The rest of a chunked body of an answer with this status."""
+    def read_chunks(self, status: int, sizes: list[int] | None = None) -> bytes:
+        """The rest of a chunked body of an answer with this status; `sizes` takes those of its chunks."""
         body = bytearray()
         while True:
             try:
@@ -147,6 +147,8 @@ class Peer:
             if not size:
                 return bytes(body)
             body += chunk
+            if sizes is not None:
+                sizes.append(size)
 
     def _exactly(self, size: int, before: bytearray) -> bytes:
         pieces, got = [self._pending], len(self._pending)

@@ -19,10 +19,18 @@ SIZES = st.sampled_from([0, 1, 2, 511, 512, 513, 2047, 2048, 2049, 2050, 9000, 4
 
 
 def framed(members: list[tuple[str, int]]) -> bytes:
-    fields = [FramedField(name, BytesPayload(b"\x01" * size)) for name, size in members]
-    data = bytearray(framed_size(fields))
-    frame_into(memoryview(data), fields)
-    return bytes(data) + bytes(end_padding(len(data)))
+    data = framed_samples([[FramedField(name, BytesPayload(b"\x01" * size)) for name, size in members]])
+    return data + bytes(end_padding(len(data)))
+
+
+def framed_samples(samples: list[list[FramedField]]) -> bytes:
+    """Without an end."""
+    data = bytearray()
+    for fields in samples:
+        piece = bytearray(framed_size(fields))
+        frame_into(memoryview(piece), fields)
+        data += piece
+    return bytes(data)
 
 
 def stretches(data: bytes, steps: list[int]) -> list[Stretch]:
@@ -79,6 +87,28 @@ def test_nothing_is_held_that_a_reader_may_have_already() -> None:
     for offset, size in payloads(data):
         cut = offset + size - 1
         assert sum(len(piece.data) for piece in Stretches().feed(data[:cut])) == cut
+
+
+def test_what_only_goes_on_with_a_sample_is_not_urgent() -> None:
+    """The end of a large payload and the header behind it complete nothing that a reader could use."""
+    size = 9000
+    samples = [
+        [
+            FramedField(f"{key}.npy", BytesPayload(b"\x01" * size), ordinal=key),
+            FramedField(f"{key}.cls", BytesPayload(b"12")),
+        ]
+        for key in range(2)
+    ]
+    cutter = Stretches()
+    # As a run publishes them: each sample up to the last byte of its last payload, which goes with the next.
+    first, second = framed_samples(samples[:1]), framed_samples(samples)
+    for data in (first[: -512 + 1], second[len(first) - 512 + 1 : -512 + 1]):
+        assert [piece.is_urgent for piece in cutter.feed(data) if piece.is_whole] == [True, False]
+
+
+def test_where_headers_do_not_say_where_samples_begin_all_is_urgent() -> None:
+    data = framed([("0001.npy", 9000), ("0001.cls", 2), ("0002.npy", 9000), ("0002.cls", 2)])
+    assert all(piece.is_urgent for piece in Stretches().feed(data))
 
 
 def payloads(data: bytes) -> list[tuple[int, int]]:

@@ -10,6 +10,7 @@ import os
 import select
 import socket
 import sys
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -31,6 +32,9 @@ _COPIES = sys.version_info >= (3, 12)
 class FramedSender:
     """Writes the body of one answer. Use as a context manager: leaving it frees what watches the socket.
 
+    A plain socket is written to straight from the memory that holds the bytes, with a call a payload; under TLS the
+    transport has to encrypt them, and does.
+
     Args:
         call: Its request; bytes are counted there.
         answer: Its head is sent.
@@ -46,6 +50,8 @@ class FramedSender:
         # Under TLS a record arrives whole or not at all, and a whole stretch is one record.
         is_plain = transport is not None and transport.get_extra_info("sslcontext") is None
         self._room = _Room(transport) if transport is not None and is_plain else None
+        self._waiting = b""
+        """A whole stretch that goes with what comes next."""
 
     def __enter__(self) -> Self:
         return self
@@ -59,27 +65,72 @@ class FramedSender:
     async def write(self, data: memoryview | bytes) -> None:
         """Send the next bytes, up to the last place where the stream may stop; `data` may change afterwards.
 
+        What no reader can use before more comes waits for that, unless it is flushed.
+
         Raises:
             Cut: The reader went away.
             Stalled: It takes nothing.
         """
         if self._room is not None:
             self._stretches.limit = self._room.size
+        is_urgent = False
         # A forgotten view would keep a worker's whole memory, and its descriptor, until garbage is collected.
         with contextlib.closing(self._stretches.feed(data)) as stretches:
             for stretch in stretches:
-                await self._send(stretch)
+                if self._room is None:
+                    await self._hand_on(stretch)
+                elif stretch.is_whole:
+                    await self._keep(bytes(stretch.data), self._room)
+                    is_urgent = is_urgent or stretch.is_urgent
+                else:
+                    await self._send_loose(stretch.data, self._room)
+                    is_urgent = False
+        if is_urgent:
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Send what waits for more."""
+        if self._waiting and self._room is not None:
+            await self._send(b"", self._room)
 
     async def finish(self) -> None:
         """Send what is left and end the body."""
         for stretch in self._stretches.finish():
-            await self._send(stretch)
+            if self._room is None:
+                await self._hand_on(stretch)
+            else:
+                await self._send_loose(stretch.data, self._room)
+        await self.flush()
         await self._answer.write_eof()
 
-    async def _send(self, stretch: Stretch) -> None:
-        if stretch.is_whole and self._room is not None and not self._room.is_there:
-            async with patience_with_reader(self._call.request.transport, self._send_timeout):
-                await self._room.wait()
+    async def _keep(self, whole: bytes, room: "_Room") -> None:
+        if len(self._waiting) + len(whole) > self._stretches.limit:
+            await self._send(b"", room)
+        self._waiting += whole
+
+    async def _send_loose(self, data: memoryview | bytes, room: "_Room") -> None:
+        with memoryview(data) as view:
+            for start in range(0, len(view), SLICE):
+                with view[start : start + SLICE] as piece:
+                    await self._send(piece, room)
+
+    async def _send(self, loose: memoryview | bytes, room: "_Room") -> None:
+        """Send what waits, whole, and bytes among which the stream may stop."""
+        whole, self._waiting = self._waiting, b""
+        size = len(whole) + len(loose)
+        head, end = (b"%x\r\n" % size, b"\r\n") if self._answer.chunked else (b"", b"")
+        pieces = (head + whole, loose, end)
+        left = len(head) + size + len(end)
+        while True:
+            if not room.is_there:
+                async with patience_with_reader(self._call.request.transport, self._send_timeout):
+                    await room.wait()
+            left -= room.write(pieces, left)
+            if not left:
+                break
+        self._call.sent += size
+
+    async def _hand_on(self, stretch: Stretch) -> None:
         with memoryview(stretch.data) as view:
             for start in range(0, len(view), SLICE):
                 with view[start : start + SLICE] as piece:
@@ -118,6 +169,31 @@ class _Room:
     @property
     def is_there(self) -> bool:
         return not self._transport.get_write_buffer_size() and bool(self._poller.poll(0))
+
+    def write(self, pieces: Sequence[memoryview | bytes], left: int) -> int:
+        """Give the kernel what it has room for of the last `left` bytes of the pieces; returns how many it took.
+
+        Raises:
+            Cut: The reader went away.
+        """
+        if self._transport.is_closing():
+            raise Cut("the reader went away")
+        skipped = sum(map(len, pieces)) - left
+        views: list[memoryview] = []
+        try:
+            for piece in pieces:
+                if len(piece) > skipped:
+                    with memoryview(piece) as view:
+                        views.append(view[skipped:])
+                skipped = max(0, skipped - len(piece))
+            return os.writev(self._descriptor, views)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise Cut("the reader went away") from error
+        finally:
+            for view in views:
+                view.release()
 
     async def wait(self) -> None:
         """Return when there is room; raises Cut when the reader went away."""

@@ -117,7 +117,7 @@ class FramedFile:
         """Send the next stretch; a whole one at once, when there is room for all of it."""
         if not self._poller.poll(NO_ROOM_MILLISECONDS):
             return 0
-        data, is_whole = self._pending[0]
+        data, is_whole, _ = self._pending[0]
         try:
             sent = os.write(self._sock, data)
         except BlockingIOError:

@@ -96,8 +96,13 @@ class TransformedFace:
         await call.send_head(answer)
         try:
             with FramedSender(call, answer, self._send_timeout) as sender:
-                while (part := await made.reading.next()) is not None:
-                    await sender.write(await self._read(part) if isinstance(part, InFile) else part.data)
+                try:
+                    while (part := await made.reading.next()) is not None:
+                        await sender.write(await self._read(part) if isinstance(part, InFile) else part.data)
+                except ShardmillError:
+                    # All that may be sent is sent, so that the reader has every sample before the one that failed.
+                    await sender.flush()
+                    raise
                 await sender.finish()
         except (ShardmillError, ConnectionError) as error:
             raise Cut(str(error)) from error

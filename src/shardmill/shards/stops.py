@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from shardmill.shards.framing import BLOCK, padding
 from shardmill.shards.tar import MAX_EXTENSION
+from shardmill.shards.tracking import begins_sample
 
 WHOLE = 8 << 10  # bytes of a whole stretch at most, where members have payloads; any socket with room takes as much
 _SHORT = 2 << 10  # bytes of payload that are rather joined to what surrounds them than sent apart
@@ -25,6 +26,8 @@ class Stretch(NamedTuple):
     """A view of what was fed is released once the next stretch is asked for."""
     is_whole: bool
     """The stream may stop before these bytes and behind them, not among them; otherwise anywhere."""
+    is_urgent: bool = True
+    """A reader may be able to do something with them now. False: they go on with a sample that ends in later ones."""
 
 
 class Stretches:
@@ -46,6 +49,10 @@ class Stretches:
         """In a payload, before its last byte: here the stream may stop."""
         self._is_open = False
         """What follows may stop anywhere: it lies behind the last member."""
+        self._is_marked = False
+        """Headers say where samples begin."""
+        self._begins = False
+        """A sample may begin among what is not given yet."""
 
     @property
     def free(self) -> int:
@@ -106,6 +113,9 @@ class Stretches:
         self._header.clear()
         self._whole += header
         size = _size(header)
+        is_first = begins_sample(header)
+        self._is_marked = self._is_marked or is_first
+        self._begins = self._begins or is_first or not self._is_marked
         is_regular = header[156:157] in _REGULAR
         if size is None or (size > MAX_EXTENSION and not is_regular):
             self._is_open = True
@@ -120,10 +130,11 @@ class Stretches:
             yield from self._give()
 
     def _give(self) -> Iterator[Stretch]:
-        whole = bytes(self._whole)
+        whole, begins = bytes(self._whole), self._begins
         self._whole.clear()
+        self._begins = False
         if whole:
-            yield Stretch(whole, True)
+            yield Stretch(whole, True, begins)
 
 
 def _size(header: bytes) -> int | None:

@@ -64,6 +64,11 @@ class SampleTracker:
         self._header_at += BLOCK + size + -size % BLOCK
 
 
+def begins_sample(block: bytes) -> bool:
+    """Whether a member's ustar header is the first of a sample, as far as it says so."""
+    return bool(block[_DEVICES.start])
+
+
 def ordinal_of(block: bytes) -> int | None:
     """The number of the source sample in a member's ustar header; None: it is not the first of a sample."""
     devices = block[_DEVICES]
