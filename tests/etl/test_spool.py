@@ -54,6 +54,37 @@ class Desk:
         self.file.close()
 
 
+@pytest.mark.parametrize("ends", ["enough", "complete", "failed", "in time"])
+def test_a_batch_is_waited_for_until_it_is_there_or_will_not_come(ends: str) -> None:
+    async def story() -> None:
+        desk = Desk()
+        output = desk.output
+        try:
+            desk.extend(bytes(10))
+            waiting = asyncio.create_task(output.wait_batch(100, 0.05 if ends == "in time" else 3600))
+            await asyncio.sleep(0)
+            desk.extend(bytes(89))
+            await asyncio.sleep(0)
+            assert not waiting.done()
+            if ends == "enough":
+                desk.extend(b"x")
+            elif ends == "complete":
+                output.finish()
+            elif ends == "failed":
+                output.fail(TransformFailed("it broke"))
+            async with asyncio.timeout(10):
+                await waiting
+            assert len(output.take_unspooled(1 << 20)) == 2 + (ends == "enough")
+            # What is so already is not waited for.
+            if ends != "in time":
+                async with asyncio.timeout(10):
+                    await output.wait_batch(100, 3600)
+        finally:
+            desk.close()
+
+    run(story())
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 2**32),

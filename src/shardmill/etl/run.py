@@ -25,6 +25,8 @@ from shardmill.etl.workers import WorkerPool
 logger = logging.getLogger(__name__)
 
 _WRITE = 8 << 20  # bytes written to the spool in one visit to a thread
+_WORTH_A_VISIT = 2 << 20  # bytes; fewer are waited for, but
+_LINGER = 0.02  # seconds at most: memory that is not in the file is lent to nobody else
 
 _numbers = itertools.count(1)
 
@@ -219,12 +221,14 @@ class Run(ABC):
         """Bring the output into its file, until that is complete or can take no more."""
         output = self.output
         while output.is_spooling and not (output.is_complete and output.spooled == output.published):
-            taken = output.take_unspooled(_WRITE)
-            if not taken:
+            if output.spooled == output.published:
                 if output.error is not None:
                     return
                 await output.wait_changed()
                 continue
+            # A run with little memory would wait for its file instead of for its reader.
+            await output.wait_batch(min(_WORTH_A_VISIT, self.state.window // 4), _LINGER)
+            taken = output.take_unspooled(_WRITE)
             is_written = False
             pieces = [held.chunk.data for held in taken]
             try:

@@ -5,6 +5,7 @@ it can grow no more, bytes stay in memory until the slowest reader has them, and
 """
 
 import asyncio
+import contextlib
 import math
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -59,6 +60,9 @@ class RunOutput:
         self._memory: deque[_Held] = deque()
         self._followers: set[Follower] = set()
         self._changed = asyncio.Event()
+        self._batch = 0
+        """Unspooled bytes that are waited for."""
+        self._has_batch = asyncio.Event()
 
     # What the run says.
 
@@ -84,16 +88,20 @@ class RunOutput:
             return
         self._memory.append(_Held(chunk, self.published))
         self.published += chunk.size
+        if self.published - self.spooled >= self._batch:
+            self._has_batch.set()
         self._notify()
 
     def finish(self) -> None:
         """All bytes are published."""
         self.is_complete = True
+        self._has_batch.set()
         self._notify()
 
     def fail(self, error: ShardmillError) -> None:
         """There will be no more; readers get what is published and then the error."""
         self.error = error
+        self._has_batch.set()
         self._notify()
 
     def take_unspooled(self, limit: int) -> list[_Held]:
@@ -122,6 +130,16 @@ class RunOutput:
     async def wait_changed(self) -> None:
         """Return when something was published, the end included, or a reader went on."""
         await self._changed.wait()
+
+    async def wait_batch(self, size: int, seconds: float) -> None:
+        """Return when so many bytes are not in the file yet, when no more will come, or after a while."""
+        if self.published - self.spooled >= size or self.is_complete or self.error is not None:
+            return
+        self._batch = size
+        self._has_batch.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._has_batch.wait()
 
     def run_on(self) -> None:
         """It is finished for the sake of its file; no reader is waited for."""

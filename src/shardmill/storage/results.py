@@ -391,7 +391,8 @@ class ResultSpool:
         size = sum(map(len, pieces))
         evicted = self.store.take_room(size, await self.store.count_free(size))
         self.size += size
-        await finish(self.store.unlink(evicted))
+        if evicted:
+            await finish(self.store.unlink(evicted))
         await finish(self.store.in_thread(self._write, pieces))
 
     async def publish(self, facts: Mapping[str, str], *, is_scratch: bool) -> ObjectMeta:
@@ -428,6 +429,7 @@ class ResultSpool:
     def _write(self, pieces: Sequence[memoryview | bytes]) -> None:
         offset = self._hasher.size
         for piece in pieces:
+            # One call for all costs ext4 three times as much, as it then copies in small steps.
             _write_all(self.descriptor, piece, offset)
             offset += len(piece)
         # Only what is written whole counts, so that a full disk leaves a consistent prefix.
