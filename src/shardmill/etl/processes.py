@@ -22,7 +22,13 @@ from shardmill.etl.arenas import ARENA, Piece, SharedArena
 from shardmill.etl.batches import Batch, Dropped, Failed, Loss, LossKind, Out, Result, StageSeconds, Whole, Work
 from shardmill.etl.channel import Channel
 from shardmill.etl.output import PrintedOutput
-from shardmill.etl.process_tree import cpu_seconds, live_descendants, proportional_bytes, resident_bytes
+from shardmill.etl.process_tree import (
+    cpu_seconds,
+    live_descendants,
+    proportional_bytes,
+    resident_bytes,
+    resident_bytes_at_most,
+)
 from shardmill.etl.scratch import remove_tree
 from shardmill.etl.versions import Version
 from shardmill.etl.zygotes import Forked, Zygote
@@ -40,6 +46,7 @@ ALLOWED_STEP = 1 << 20  # bytes; a worker that is not waiting is told of more ro
 _REASON_SECONDS = 0.1  # how long a lost worker's exit status is waited for
 MAX_DESCENDANTS = 64  # processes below one worker; functions that call a program need one or two
 _REMOVAL_TRIES = 10
+_IDLE_LOOK_SECONDS = 0.5  # between looks at a worker that has nothing to do
 _IDLE_CPU_SECONDS = 0.5  # that a worker may use while it has nothing to do
 
 
@@ -81,6 +88,7 @@ class WorkerProcess:
         self._progress_at = time.monotonic()
         self._printed_before = 0
         self._idle_cpu: float | None = None
+        self._idle_look = 0.0
         self._loss: Loss | None = None
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._load_failure: Failed | None = None
@@ -256,13 +264,16 @@ class WorkerProcess:
         """End it if it is stuck, prints without end, has grown too large or too many. Called a few times a second."""
         if self.is_gone or self._arena is None or self._forked is None or not self.is_ready:
             return
-        below = live_descendants(self._forked.pid)
         if not self._batches:
-            # Started afresh while it costs nobody a sample.
-            if self._is_spent(self._forked.pid, below):
+            # Started afresh while it costs nobody a sample. There may be many, and nobody waits for them.
+            if self._idle_cpu is not None and now < self._idle_look:
+                return
+            self._idle_look = now + _IDLE_LOOK_SECONDS
+            if self._is_spent(self._forked.pid, live_descendants(self._forked.pid)):
                 self.kill(None)
             return
         self._idle_cpu = None
+        below = live_descendants(self._forked.pid)
         settings = self._settings
         progress = read_progress(self._arena.view)
         if progress[2] and progress != self._progress:
@@ -298,6 +309,8 @@ class WorkerProcess:
         """Whether it and its descendants have more memory than that, the arena not counted."""
         assert self._arena is not None
         pids = (pid, *below)
+        if sum(map(resident_bytes_at_most, pids)) - self._arena.size <= limit:
+            return False
         if sum(map(resident_bytes, pids)) - self._arena.size <= limit:
             return False
         return not below or sum(map(proportional_bytes, pids)) > limit
