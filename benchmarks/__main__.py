@@ -98,6 +98,7 @@ def _shards(directory: Path, count: int) -> list[Path]:
 def _section(name: str, arguments: argparse.Namespace, rows: list[Row]) -> page.Section:
     told = ["--only", name, *(["--rounds", str(arguments.rounds)] if arguments.rounds != 5 else [])]
     told += ["--shards", "DIR"] if arguments.shards is not None else []
+    told += ["--nginx", "PROGRAM"] if arguments.nginx is not None and name == "members" else []
     command = f"make bench ARGS='{' '.join([*told, '--write'])}'"
     if arguments.tensorflow is not None and name == "loading":
         command = f"make bench-tensorflow ARGS='{' '.join([*told, '--write'])}'"
