@@ -93,7 +93,7 @@ def _default(kind: Any, value: Any) -> str:
     if kind is bool:
         return "`true`" if value else "`false`"
     if kind is Size:
-        unit, size = next(((unit, size) for unit, size in UNITS if value % size == 0), ("", 1))
+        unit, size = next(((unit, size) for unit, size in UNITS if value and value % size == 0), ("", 1))
         return f"`{value // size}{unit}`"
     if kind is Seconds:
         return f"`{value:g}s`"

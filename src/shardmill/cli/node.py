@@ -18,7 +18,7 @@ from shardmill.cli.locations import EndpointOption, connect
 from shardmill.cli.metrics import Metrics
 from shardmill.cli.output import JsonOption, count_text, print_document, print_json, print_table, say, size_text
 from shardmill.client import Client, NodeUnreachable
-from shardmill.core.api import ConfigInfo, TransformStatistics
+from shardmill.core.api import CacheBucket, ConfigInfo, TransformStatistics
 from shardmill.core.errors import ShardmillError
 
 LOW_DISK = 0.05  # of the file system's size free; below, results begin to leave
@@ -43,6 +43,7 @@ def status(json: JsonOption = False, endpoint: EndpointOption = None) -> None:
         "version": settings.version,
         "workers": settings.workers,
         "buckets": client.buckets(),
+        "cache": client.cache(),
         "transforms": client.transforms.list(),
         "environments": settings.environments,
         "runs": Metrics.parse(client.metrics()).by("shardmill_runs", "state"),
@@ -59,6 +60,21 @@ def status(json: JsonOption = False, endpoint: EndpointOption = None) -> None:
         (
             ("bucket", "backing", "access"),
             [(item.uri, item.backing, "read-write" if item.writable else "read-only") for item in facts["buckets"]],
+        ),
+        (
+            (
+                "cached",
+                "objects",
+                "on disk",
+                "hits",
+                "misses",
+                "served",
+                "fetched",
+                "arriving",
+                "evicted",
+                "first byte",
+            ),
+            [_cache_row(item) for item in facts["cache"].buckets],
         ),
         (
             ("transform", "environment", "decoder", "from", "held up by"),
@@ -97,6 +113,22 @@ def status(json: JsonOption = False, endpoint: EndpointOption = None) -> None:
         if rows:
             print()
             print_table(headings, rows)
+
+
+def _cache_row(cached: CacheBucket) -> tuple[str, ...]:
+    waited = f"{cached.fetch_seconds / cached.fetches * 1000:.0f} ms" if cached.fetches else "-"
+    counts = (cached.filling, cached.evicted)
+    return (
+        cached.bucket,
+        str(cached.objects),
+        size_text(cached.bytes),
+        str(cached.hits),
+        str(cached.misses),
+        size_text(cached.served),
+        size_text(cached.fetched),
+        *map(str, counts),
+        waited,
+    )
 
 
 def _bottleneck(statistics: TransformStatistics | None) -> str:

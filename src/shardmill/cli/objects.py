@@ -1,6 +1,7 @@
 """Buckets and objects: `ls stat rm mb rb`."""
 
 import sys
+import time
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -20,8 +21,9 @@ from shardmill.cli.locations import (
     split_prefix,
 )
 from shardmill.cli.output import JsonOption, count_text, print_json, print_table, say, size_text, time_text
+from shardmill.cli.results import age_text
 from shardmill.client import BucketHandle
-from shardmill.core.api import ObjectInfo
+from shardmill.core.api import CachedInfo, ObjectInfo
 from shardmill.core.errors import BadRequest, ObjectNotFound
 from shardmill.core.templates import expand
 from shardmill.shards.grouping import Grouper, Sample
@@ -35,14 +37,22 @@ def list_objects(
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="All keys, not one level.")] = False,
     long: Annotated[bool, typer.Option("--long", "-l", help="Size, time and ETag too.")] = False,
     members: Annotated[bool, typer.Option("--members", help="The samples of the shard at URI.")] = False,
+    cached: Annotated[
+        bool, typer.Option("--cached", help="What is on the node's disk of a bucket with a store behind it.")
+    ] = False,
     json: JsonOption = False,
     endpoint: EndpointOption = None,
 ) -> None:
     """List buckets, objects, or the samples of a shard."""
+    if uri is None and cached:
+        raise BadRequest("--cached of which bucket? shardmill status shows those with a store behind them")
     if uri is None:
         _list_buckets(endpoint, json=json)
     elif members:
         _list_members(locate(uri, endpoint), json=json, long=long)
+    elif cached:
+        bucket, prefix = split_prefix(uri)
+        _list_cached(connect(endpoint).bucket(bucket), prefix, json=json)
     else:
         bucket, prefix = split_prefix(uri)
         handle = connect(endpoint).bucket(bucket)
@@ -71,9 +81,16 @@ def stat(
         "checksum": meta.checksum,
         "meta": dict(meta.user),
     }
+    details = location.handle.cached() if location.transform is None and location.member is None else None
+    cached = details.object if details is not None else None
+    if details is not None and cached is not None:
+        facts |= {"cached": cached, "ranges": details.ranges}
     if json:
         print_json(facts)
         return
+    if details is not None and cached is not None:
+        facts |= {"cached": cached_text(cached), "ranges": ", ".join(f"{a}-{b - 1}" for a, b in details.ranges)}
+        facts |= {"version": cached.version, "asked": f"{age_text(cached.age)} ago" if cached.age is not None else ""}
     facts |= {"modified": time_text(meta.modified), "meta": ", ".join(f"{k}={v}" for k, v in meta.user.items())}
     if meta.size >= 1024:
         facts["size"] = f"{meta.size} ({size_text(meta.size)})"
@@ -162,6 +179,33 @@ def _list_keys(handle: BucketHandle, prefix: str, delimiter: str, *, json: bool,
             else:
                 print(f"{'':14}  {'':19}  {'':32}  {name}" if long else name)
         sys.stdout.flush()
+
+
+def cached_text(cached: CachedInfo) -> str:
+    """How much of an object is on the disk."""
+    if cached.cached == cached.size:
+        return "all of it" + (", pinned" if cached.pinned else "")
+    return f"{size_text(cached.cached)} of {size_text(cached.size)}" + (", pinned" if cached.pinned else "")
+
+
+def _list_cached(handle: BucketHandle, prefix: str, *, json: bool) -> None:
+    # Printed as it comes: there may be millions.
+    count = size = 0
+    now = time.time()
+    for found in handle.cached(prefix):
+        count += 1
+        size += found.cached
+        if json:
+            print_json(found)
+            continue
+        age = age_text(found.age) if found.age is not None else "-"
+        share = found.cached / found.size if found.size else 1.0
+        print(
+            f"{size_text(found.cached):>10}  {share:>4.0%}  used {age_text(now - found.used):>4} ago  asked {age:>4}"
+            f"  {found.etag or '-':32}  {found.key}{'  pinned' if found.pinned else ''}"
+        )
+    if not json:
+        say(f"{count_text(count, 'object')}, {size_text(size)} on the node's disk")
 
 
 def _list_members(location: Location, *, json: bool, long: bool) -> None:

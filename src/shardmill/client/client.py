@@ -11,7 +11,7 @@ from shardmill.client.handles import BucketHandle, ObjectHandle
 from shardmill.client.http import DEFAULT_ENDPOINT, Transport
 from shardmill.client.jobs import JobsHandle
 from shardmill.client.transforms import TransformsHandle
-from shardmill.core.api import Announcement, BucketInfo, Buckets, ConfigInfo, Runs, SampleCounts, ShardNames
+from shardmill.core.api import Announcement, BucketInfo, Buckets, CacheInfo, ConfigInfo, Runs, SampleCounts, ShardNames
 from shardmill.core.errors import BadRequest, ObjectNotFound
 from shardmill.core.jobs import is_manifest
 from shardmill.core.refs import Bucket, ObjectRef
@@ -65,6 +65,11 @@ class Client:
         """The node's effective settings, secrets masked, with its environments and isolation layers."""
         with self._transport.request("GET", "/api/config") as answer:
             return msgspec.json.decode(answer.read_all(), type=ConfigInfo)
+
+    def cache(self) -> CacheInfo:
+        """What is on the node's disk of buckets with a store behind them, and what it cost."""
+        with self._transport.request("GET", "/api/cache") as answer:
+            return msgspec.json.decode(answer.read_all(), type=CacheInfo)
 
     def runs(self) -> Runs:
         """What goes on: runs with their readers, rates and bottlenecks, and the workers."""

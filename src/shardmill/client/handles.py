@@ -15,7 +15,7 @@ import msgspec
 
 from shardmill.client.http import BLOCK, Transport, TruncatedBody, Upload
 from shardmill.client.reading import ObjectReader, meta_of, strong_etag
-from shardmill.core.api import MemberInfo, MemberPage, ObjectInfo, ObjectPage
+from shardmill.core.api import CachedDetails, CachedInfo, CachedPage, MemberInfo, MemberPage, ObjectInfo, ObjectPage
 from shardmill.core.errors import BadRequest, Conflict, CorruptObject, MemberNotFound, ObjectNotFound
 from shardmill.core.meta import ObjectMeta
 from shardmill.core.paths import member_path, object_path, transformed_path
@@ -75,6 +75,23 @@ class BucketHandle:
             if page.next is None:
                 return
             after = page.next
+
+    def cached(self, prefix: str = "") -> Iterator[CachedInfo]:
+        """Objects of which something is on the node's disk, in key order, page by page.
+
+        Raises:
+            BadRequest: There is no store behind the bucket.
+        """
+        query = {"bucket": self.uri, "limit": str(PAGE)}
+        if prefix:
+            query["prefix"] = prefix
+        while True:
+            with self._transport.request("GET", "/api/cache/objects", query=query) as answer:
+                page = msgspec.json.decode(answer.read_all(), type=CachedPage)
+            yield from page.objects
+            if page.next is None:
+                return
+            query["after"] = page.next
 
     def create(self) -> None:
         """Create it in the node's own store; only `ais://` buckets can be created."""
@@ -152,6 +169,11 @@ class ObjectHandle:
             RangeNotSatisfiable: `start` is at or behind the end.
         """
         return _get_range(self._transport, object_path(self.ref), self.uri, start, stop)
+
+    def cached(self) -> CachedDetails:
+        """What of it is on the node's disk, if there is a store behind its bucket."""
+        with self._transport.request("GET", "/api/cache/object", query={"object": self.uri}) as answer:
+            return msgspec.json.decode(answer.read_all(), type=CachedDetails)
 
     def member(self, name: str) -> "MemberHandle":
         """One member of the shard that the object is, by its name in the tar; whether it exists is not asked."""

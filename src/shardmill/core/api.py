@@ -360,6 +360,89 @@ class RemovedResults(msgspec.Struct, frozen=True):
     bytes: int
 
 
+class CacheBucket(msgspec.Struct, frozen=True):
+    """What is on the disk of a bucket with a store behind it, and what happened since the node started."""
+
+    bucket: str
+    objects: int
+    bytes: int
+    """Of the disk, with what is reserved for what arrives."""
+    hits: int
+    """Readings that found all they wanted on the disk."""
+    misses: int
+    passed: int
+    """Of these, served through memory and not kept, for want of room."""
+    revalidated: int
+    """Versions that the store was asked about, and still had."""
+    served: int
+    """Bytes for readers, transforms included."""
+    filling: int
+    """Objects that arrive."""
+    evicted: int
+    """Objects that left for others."""
+    repaired: int
+    """Blocks that were found damaged on the disk, and fetched again."""
+    reads: int
+    """Of the store at once that a large object is brought with; found by trying."""
+    fetched: int
+    """Bytes from the store that were kept or passed on."""
+    fetches: int
+    """Readings of the store."""
+    fetch_seconds: float
+    """Until the heads of their answers, all together."""
+    requests: dict[str, int]
+    """All calls of the store by how they ended: `ok` or the code of the error."""
+    written: int
+    """Bytes put into the store."""
+
+
+class CacheInfo(msgspec.Struct, frozen=True):
+    """`GET /api/cache`."""
+
+    used: int
+    """Bytes of the disk."""
+    high: int
+    """Bytes that are never passed."""
+    capacity: int
+    buckets: list[CacheBucket]
+
+
+class CachedInfo(msgspec.Struct, frozen=True):
+    """An object of which something is on the disk."""
+
+    key: str
+    size: int
+    cached: int
+    """Bytes of it that are on the disk."""
+    version: str
+    """Source version."""
+    etag: str | None
+    used: float
+    """Unix time of the last reading."""
+    age: float | None
+    """Seconds since the store was asked whether it is current; None: not since the node started."""
+    readers: int
+    """Who have it open now; as long as there is one it is not evicted."""
+    pinned: bool
+
+
+class CachedPage(msgspec.Struct, frozen=True):
+    """`GET /api/cache/objects`: by key."""
+
+    objects: list[CachedInfo]
+    next: str | None
+    """Pass as `after` for the next page; None at the end."""
+
+
+class CachedDetails(msgspec.Struct, frozen=True):
+    """`GET /api/cache/object`."""
+
+    object: CachedInfo | None
+    """None: nothing of it is on the disk, or there is no store behind its bucket."""
+    ranges: list[tuple[int, int]]
+    """Bytes [start, stop) that are there, in order."""
+
+
 class EnvironmentInfo(msgspec.Struct, frozen=True):
     name: str
     state: Literal["cold", "starting", "warm", "failed"]

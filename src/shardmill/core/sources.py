@@ -6,6 +6,7 @@ from typing import Protocol
 
 from shardmill.core.conditions import Conditions
 from shardmill.core.meta import ListPage, ObjectMeta
+from shardmill.core.origins import OriginStatistics
 
 
 class Source(Protocol):
@@ -282,6 +283,7 @@ class CacheStatistics:
     """Blocks that were found damaged on the disk, and fetched again."""
     reads: int
     """Of the origin at once that a large object is brought with."""
+    origin: OriginStatistics
 
 
 @dataclass(frozen=True, slots=True)

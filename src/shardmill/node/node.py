@@ -11,6 +11,7 @@ from shardmill.core.api import ConfigInfo
 from shardmill.etl.engine import Engine
 from shardmill.node.access import Access
 from shardmill.node.ahead import LookAhead
+from shardmill.node.cache import Cache
 from shardmill.node.objects import Objects
 from shardmill.node.results import KeptResults
 from shardmill.node.settings import masked_settings
@@ -32,6 +33,7 @@ class Node:
     transforms: Transforms
     shards: Shards
     results: KeptResults
+    cache: Cache
 
     @classmethod
     @asynccontextmanager
@@ -90,7 +92,8 @@ class Node:
             objects = Objects(buckets, access)
             ahead = await parts.enter_async_context(LookAhead(engine, objects, depth=config.transforms.look_ahead))
             transforms = Transforms(engine, objects, access, ahead)
-            yield cls(config, objects, transforms, Shards(engine, objects, members), KeptResults(results, access))
+            shards, kept, cache = Shards(engine, objects, members), KeptResults(results, access), Cache(buckets, access)
+            yield cls(config, objects, transforms, shards, kept, cache)
 
     def describe(self) -> ConfigInfo:
         """The effective configuration, secrets masked."""

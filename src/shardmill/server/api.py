@@ -83,6 +83,29 @@ class Api:
         )
         return json_answer(ObjectPage([_info(meta) for meta in page.objects], list(page.prefixes), page.next))
 
+    async def cache(self, call: Call) -> web.StreamResponse:
+        call.query()
+        return json_answer(self._node.cache.describe(call.principal))
+
+    async def cached_objects(self, call: Call) -> web.StreamResponse:
+        query = call.query("bucket", "prefix", "after", "limit")
+        if "bucket" not in query:
+            raise BadRequest("the parameter bucket is missing, e.g. /api/cache/objects?bucket=gs://name")
+        page = await self._node.cache.list(
+            call.principal,
+            Bucket.parse(query["bucket"]),
+            prefix=query.get("prefix", ""),
+            after=query.get("after", ""),
+            limit=_limit(query.get("limit")),
+        )
+        return json_answer(page)
+
+    async def cached_object(self, call: Call) -> web.StreamResponse:
+        query = call.query("object")
+        if "object" not in query:
+            raise BadRequest("the parameter object is missing, e.g. /api/cache/object?object=gs://name/shard.tar")
+        return json_answer(self._node.cache.get(call.principal, ObjectRef.parse(query["object"])))
+
     async def members(self, call: Call) -> web.StreamResponse:
         query = call.query("object", "after", "limit")
         if "object" not in query:

@@ -49,7 +49,7 @@ class App:
         self._node = node
         self._rules = HostRules.of(settings.address[0], settings.hosts)
         self._jobs = jobs
-        self._metrics = Metrics(node.transforms, jobs)
+        self._metrics = Metrics(node.transforms, node.cache, jobs)
         self.is_draining = False
         """No new work is begun; what is going on may finish."""
         sender = Sender(threads, settings.send_timeout)
@@ -71,6 +71,9 @@ class App:
             "/api/samples": {"POST": api.samples},
             "/api/runs": {"GET": api.runs},
             "/api/results": {"GET": api.results, "DELETE": api.remove_results},
+            "/api/cache": {"GET": api.cache},
+            "/api/cache/object": {"GET": api.cached_object},
+            "/api/cache/objects": {"GET": api.cached_objects},
             "/api/lookahead": {"POST": api.announce},
             "/api/jobs": {"GET": job_api.list, "POST": job_api.start},
             "/api/jobs/plan": {"POST": job_api.plan},

@@ -15,16 +15,35 @@ from shardmill.core.api import Stage, TransformStatistics
 from shardmill.core.jobs import JobState
 from shardmill.core.sources import ResultStatistics
 from shardmill.jobs.registry import Jobs
+from shardmill.node.cache import Cache
 from shardmill.node.transforms import Transforms
 from shardmill.server.calls import Call
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
+# Name, what it is, field of `core.api.CacheBucket`.
+_CACHE_GAUGES = (
+    ("shardmill_cache_objects", "Objects of which something is cached.", "objects"),
+    ("shardmill_cache_bytes", "Disk that cached objects of a bucket take.", "bytes"),
+    ("shardmill_cache_fills", "Objects that arrive.", "filling"),
+)
+_CACHE_COUNTERS = (
+    ("shardmill_cache_served_bytes", "Bytes of cached buckets for readers, transforms included.", "served"),
+    ("shardmill_cache_passed", "Readings that were not kept, for want of room.", "passed"),
+    ("shardmill_cache_revalidated", "Versions that the origin was asked about, and still had.", "revalidated"),
+    ("shardmill_cache_evicted", "Objects that left for others.", "evicted"),
+    ("shardmill_cache_repaired_blocks", "Blocks found damaged on the disk, and fetched again.", "repaired"),
+    ("shardmill_origin_bytes", "Bytes fetched from origins.", "fetched"),
+    ("shardmill_origin_written_bytes", "Bytes put into origins.", "written"),
+    ("shardmill_origin_fetches", "Readings of origins.", "fetches"),
+    ("shardmill_origin_first_byte_seconds", "Until the heads of their answers, all together.", "fetch_seconds"),
+)
+
 
 class Metrics:
     """Counters of the server, and a look at the engine's when they are asked for."""
 
-    def __init__(self, transforms: Transforms, jobs: Jobs) -> None:
+    def __init__(self, transforms: Transforms, cache: Cache, jobs: Jobs) -> None:
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "shardmill_requests", "Requests answered.", ["route", "status"], registry=self._registry
@@ -33,10 +52,8 @@ class Metrics:
             "shardmill_bytes", "Body bytes received and sent.", ["route", "direction"], registry=self._registry
         )
         self._registry.register(_EngineCollector(transforms))
+        self._registry.register(_CacheCollector(cache))
         self._registry.register(_JobCollector(jobs))
-        # Of stores that are fetched from; a node whose buckets are its own disk has none to count.
-        Counter("shardmill_origin_bytes", "Bytes fetched from origins.", ["bucket"], registry=self._registry)
-        Counter("shardmill_origin_requests", "Answers of origins.", ["bucket", "status"], registry=self._registry)
         self._going_on: dict[str, _Counted] = {}
 
     def begin(self, call: Call) -> None:
@@ -110,6 +127,41 @@ class _EngineCollector(Collector):
         yield reads
         if statistics.results is not None:
             yield from _of_results(statistics.results)
+
+
+class _CacheCollector(Collector):
+    """Of stores behind buckets; a node whose buckets are all on its own disk has none to count."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+
+    def collect(self) -> Iterator[Metric]:
+        found = self._cache.statistics()
+        yield GaugeMetricFamily("shardmill_cache_used_bytes", "Disk that cached objects take.", found.used)
+        yield GaugeMetricFamily("shardmill_cache_high_bytes", "Disk that they never take more of.", found.high)
+        for name, help, attribute in _CACHE_GAUGES:
+            gauge = GaugeMetricFamily(name, help, labels=["bucket"])
+            for bucket in found.buckets:
+                gauge.add_metric([bucket.bucket], getattr(bucket, attribute))
+            yield gauge
+        for name, help, attribute in _CACHE_COUNTERS:
+            counter = CounterMetricFamily(name, help, labels=["bucket"])
+            for bucket in found.buckets:
+                counter.add_metric([bucket.bucket], getattr(bucket, attribute))
+            yield counter
+        reads = CounterMetricFamily(
+            "shardmill_cache_reads", "Readings: hit if all was on the disk.", labels=["bucket", "outcome"]
+        )
+        requests = CounterMetricFamily(
+            "shardmill_origin_requests", "Calls of origins by how they ended.", labels=["bucket", "status"]
+        )
+        for bucket in found.buckets:
+            reads.add_metric([bucket.bucket, "hit"], bucket.hits)
+            reads.add_metric([bucket.bucket, "miss"], bucket.misses)
+            for status, count in bucket.requests.items():
+                requests.add_metric([bucket.bucket, status], count)
+        yield reads
+        yield requests
 
 
 class _JobCollector(Collector):

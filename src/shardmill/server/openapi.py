@@ -76,6 +76,16 @@ OPERATIONS: tuple[_Operation, ...] = (
         api.RemovedResults,
         ("transform", "bucket", "key", "all"),
     ),
+    ("get", "/api/cache", "Show what is cached of buckets with a store behind them.", None, api.CacheInfo, ()),
+    (
+        "get",
+        "/api/cache/objects",
+        "List what is cached of a bucket, one page.",
+        None,
+        api.CachedPage,
+        ("bucket", "prefix", "after", "limit"),
+    ),
+    ("get", "/api/cache/object", "Show what is cached of an object.", None, api.CachedDetails, ("object",)),
     ("post", "/api/lookahead", "Say what will be read soon, in order.", api.Announcement, None, ()),
     ("get", "/api/jobs", "List the jobs, the newest first.", None, jobs.Jobs, ()),
     (

@@ -58,6 +58,7 @@ class CachedSource:
     async def ensure(self, start: int, stop: int) -> None:
         stop = min(stop, self.meta.size)
         await self._ensure(start, stop, stop)
+        self._count(start, stop)
 
     async def ensure_some(self, start: int, stop: int) -> int:
         stop = min(stop, self.meta.size)
@@ -66,7 +67,10 @@ class CachedSource:
         entry = await self._ensure(start, start + 1, stop)
         reached = entry.blocks.reach(start, stop)
         # What an earlier process left is looked at as far as it is handed out.
-        return reached if await entry.verify(start, reached) else await self.ensure_some(start, stop)
+        if not await entry.verify(start, reached):
+            return await self.ensure_some(start, stop)
+        self._count(start, reached)
+        return reached
 
     def release(self, position: int) -> None:
         if self._entry is not None:
@@ -89,10 +93,13 @@ class CachedSource:
                     await entry.wait(self._reader, start, need, self._far(start, stop))
                 if await entry.verify(start, need):
                     break
-        if need > self._served:
-            self._counters.served += need - max(start, self._served)
-            self._served = need
         return entry
+
+    def _count(self, start: int, stop: int) -> None:
+        """Bytes [start, stop) are ready; those that are asked for once more count once."""
+        if stop > self._served:
+            self._counters.served += stop - max(start, self._served)
+            self._served = stop
 
     def _far(self, start: int, stop: int) -> int:
         """How far to fetch for one who is at `start`."""

@@ -6,12 +6,13 @@ current version is, is asked of the origin by the bucket's policy, by one reques
 
 import asyncio
 import contextlib
+import heapq
 import logging
 import os
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -257,27 +258,32 @@ class CachedBucket:
 
     # What it has.
 
-    def cached(self, prefix: str) -> Sequence[CachedObject]:
+    def cached(self, prefix: str = "") -> Sequence[CachedObject]:
         """Objects of which something is on the disk, by key."""
-        found = []
-        for key, entry in self._entries.items():
-            if key.startswith(prefix):
-                known = self._known.get(key)
-                age = time.monotonic() - known.asked if known is not None else None
-                found.append(
-                    CachedObject(
-                        key,
-                        entry.meta.size,
-                        entry.bytes_there,
-                        entry.version,
-                        entry.meta.etag,
-                        entry.used,
-                        age,
-                        entry.leases,
-                        entry.is_pinned,
-                    )
-                )
-        return sorted(found, key=lambda item: item.key)
+        return self.describe(self.cached_keys(prefix))
+
+    def cached_keys(self, prefix: str, after: str = "", limit: int | None = None) -> Sequence[str]:
+        """Keys behind `after` of objects of which something is on the disk, in order; may be called in a thread."""
+        found = [key for key in list(self._entries) if key.startswith(prefix) and key > after]
+        return sorted(found) if limit is None else heapq.nsmallest(limit, found)
+
+    def describe(self, keys: Iterable[str]) -> Sequence[CachedObject]:
+        """What is on the disk of objects; those of which nothing is are left out."""
+        return [self._describe(entry) for key in keys if (entry := self._entries.get(key)) is not None]
+
+    def _describe(self, entry: Entry) -> CachedObject:
+        known = self._known.get(entry.key)
+        return CachedObject(
+            entry.key,
+            entry.meta.size,
+            entry.bytes_there,
+            entry.version,
+            entry.meta.etag,
+            entry.used,
+            time.monotonic() - known.asked if known is not None else None,
+            entry.leases,
+            entry.is_pinned,
+        )
 
     def cached_ranges(self, key: str) -> Sequence[tuple[int, int]]:
         """Bytes [start, stop) of an object that are on the disk."""
@@ -316,6 +322,7 @@ class CachedBucket:
             passed=counters.passed,
             repaired=counters.repaired,
             reads=self.width.reads,
+            origin=self.origin.statistics(),
         )
 
     # What entries need.
