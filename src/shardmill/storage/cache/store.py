@@ -38,6 +38,7 @@ from shardmill.storage.cache.absent import Absent
 from shardmill.storage.cache.blocks import Blocks
 from shardmill.storage.cache.disk import CacheDisk
 from shardmill.storage.cache.entry import SINGLE, Entry, facts_version
+from shardmill.storage.cache.listings import Listings
 from shardmill.storage.cache.loading import find_kept
 from shardmill.storage.cache.pieces import PieceWriter
 from shardmill.storage.cache.record import CacheRecord
@@ -59,7 +60,6 @@ _PARTS = "part"
 _KNOWN = 100_000  # versions remembered
 _READS = 64  # of the origin at once
 _PASSING = 8  # objects that go through memory at once; each takes `entry.WINDOW`
-_PAGES = 256  # of listings, remembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ class CachedBucket:
         self._locks = KeyLocks()
         self._tasks: set[asyncio.Task[None]] = set()
         self._passing = 0
-        self._pages: OrderedDict[tuple[str, str, str, int], tuple[float, ListPage]] = OrderedDict()
+        self._listings = Listings(policy.list_seconds)
 
     @classmethod
     @asynccontextmanager
@@ -197,17 +197,7 @@ class CachedBucket:
         """One page, as the origin gives it or gave it a moment ago."""
         if not isinstance(self.origin, ListOrigin):
             raise BadRequest(f"{self.bucket} cannot be listed: a web server tells no names; name the objects")
-        asked = prefix, delimiter, after, limit
-        found = self._pages.get(asked)
-        if found is not None and time.monotonic() - found[0] < self.policy.list_seconds:
-            return found[1]
-        began = time.monotonic()
-        page = await self.origin.list(prefix=prefix, delimiter=delimiter, after=after, limit=limit)
-        self._pages[asked] = began, page
-        self._pages.move_to_end(asked)
-        while len(self._pages) > _PAGES:
-            self._pages.popitem(last=False)
-        return page
+        return await self._listings.get(self.origin, prefix=prefix, delimiter=delimiter, after=after, limit=limit)
 
     # Writing.
 
@@ -248,7 +238,7 @@ class CachedBucket:
     async def _replace(self, key: str, facts: OriginFacts | None) -> None:
         """The origin has this version now, or none."""
         async with self._locks.hold(key):
-            self._pages.clear()
+            self._listings.clear()
             self._absent.forget(key)
             self._known.pop(key, None)
             if facts is not None and facts.size is not None and facts.validator != "none":
