@@ -4,20 +4,30 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Annotated
+from typing import Annotated, TypedDict
 
 import typer
 
 from shardmill.cli.locations import EndpointOption, connect
-from shardmill.cli.output import JsonOption, print_json, print_table, say, size_text, time_text
+from shardmill.cli.output import JsonOption, count_text, print_json, print_table, say, size_text, time_text
 from shardmill.cli.results import age_text
 from shardmill.client import Client, JobFailed, NodeUnreachable
-from shardmill.core.jobs import JobDetails, JobInfo, JobPlan
+from shardmill.core.jobs import JobDetails, JobInfo, JobKind, JobPlan
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="See, await and cancel offline jobs of the node.")
 
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Its id.")]
 
+
+class Chosen(TypedDict, total=False):
+    """Which objects a job is about, as the client's methods take it: one of these."""
+
+    template: str
+    names: list[str]
+    prefix: str
+
+
+_MOVED: dict[JobKind, str] = {"transform": "stored", "prefetch": "fetched", "evict": "freed"}
 SHOWN = 20  # failures that are printed of each sort; --json has more
 
 
@@ -40,7 +50,7 @@ def list_jobs(json: JsonOption = False, endpoint: EndpointOption = None) -> None
             _left(job),
             age_text(now - job.created),
             job.request.transform or "",
-            f"{job.request.source} -> {job.request.destination}",
+            job.request.label,
         )
         for job in jobs
     ]
@@ -64,12 +74,12 @@ def show(job: JobArgument, json: JsonOption = False, endpoint: EndpointOption = 
         "kind": info.request.kind,
         "spec": info.request.transform,
         "from": f"{info.request.source}/{_selection(info)}",
-        "to": f"{info.request.destination}/{info.request.rename}",
+        "to": f"{info.request.destination}/{info.request.rename}" if info.request.destination is not None else None,
         "manifest": info.manifest,
         "objects": f"{info.done} of {info.total}, {info.found} found done, {info.failed} failed",
-        "samples": f"{info.samples}, {info.failures} left out",
+        "samples": f"{info.samples}, {info.failures} left out" if info.request.kind == "transform" else None,
         "sources": f"{size_text(info.bytes_done)} of {size_text(info.bytes)}, {size_text(int(info.rate))}/s",
-        "stored": size_text(info.bytes_out),
+        _MOVED[info.request.kind]: size_text(info.bytes_out),
         "created": time_text(info.created),
         "started": time_text(info.started or 0),
         "ended": time_text(info.ended or 0),
@@ -186,6 +196,8 @@ def _bar() -> Iterator[Callable[[JobDetails], None] | None]:
 
 def _summary(job: JobInfo) -> str:
     made = job.done - job.found
+    if job.request.kind == "evict":
+        return f"evicted {count_text(made, 'object')}, {size_text(job.bytes_out)} given back"
     seconds = max((job.ended or time.time()) - (job.started or job.created), 1e-9)
     found = f", {job.found} were done before" if job.found else ""
     left_out = (
@@ -195,6 +207,8 @@ def _summary(job: JobInfo) -> str:
     )
     noun = "object" if made == 1 else "objects"
     rate = f" ({size_text(int(job.rate))}/s)" if made else ""
+    if job.request.kind == "prefetch":
+        return f"fetched {size_text(job.bytes_out)} of {made} {noun} in {seconds:.1f} s{found}"
     return f"made {made} {noun} in {seconds:.1f} s{rate}{found}{left_out}; {job.manifest}"
 
 

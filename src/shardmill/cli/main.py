@@ -15,7 +15,7 @@ import typer
 from typer.main import get_command
 
 from shardmill import __version__
-from shardmill.cli import bench, jobs, node, objects, serve, top, transfer, transforms
+from shardmill.cli import bench, caching, jobs, node, objects, serve, top, transfer, transforms
 from shardmill.cli.output import say
 from shardmill.config import ConfigError
 from shardmill.core.errors import (
@@ -54,6 +54,8 @@ app.command("ls")(objects.list_objects)
 app.command()(transfer.get)
 app.command()(transfer.put)
 app.command()(transfer.cp)
+app.command()(caching.prefetch)
+app.command()(caching.evict)
 app.command()(objects.stat)
 app.command()(objects.rm)
 app.command()(objects.mb)

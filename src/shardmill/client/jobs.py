@@ -10,7 +10,7 @@ import msgspec
 from shardmill.client.handles import BucketHandle, ObjectHandle
 from shardmill.client.http import Transport
 from shardmill.core.errors import BadRequest
-from shardmill.core.jobs import JobDetails, JobInfo, JobPlan, JobRequest, Jobs, Manifest, check_job_id
+from shardmill.core.jobs import JobDetails, JobInfo, JobKind, JobPlan, JobRequest, Jobs, Manifest, check_job_id
 from shardmill.core.refs import Bucket, ObjectRef
 from shardmill.core.specs import Spec
 
@@ -101,6 +101,44 @@ class JobsHandle:
             JobPlan,
         )
 
+    def prefetch(
+        self,
+        source: BucketName,
+        *,
+        template: str | None = None,
+        names: Sequence[str] | None = None,
+        prefix: str | None = None,
+        rate: int | None = None,
+    ) -> JobInfo:
+        """Have the node fetch objects of a bucket with a store behind it to its disk; returns when it has begun.
+
+        Args:
+            source: Bucket, `provider://name`.
+            template: As in `expand_object_urls`; exactly one of template, names and prefix says which objects.
+            names: Keys, taken literally.
+            prefix: All objects below it.
+            rate: Bytes a second that are fetched at most.
+
+        Raises:
+            ObjectNotFound: One that is named is missing, or nothing fits.
+            BadRequest: (A ValueError.) There is no store behind the bucket.
+        """
+        return self._post("/api/jobs", _caching("prefetch", source, template, names, prefix, rate), JobInfo)
+
+    def evict(
+        self,
+        source: BucketName,
+        *,
+        template: str | None = None,
+        names: Sequence[str] | None = None,
+        prefix: str | None = None,
+    ) -> JobInfo:
+        """Have the node remove objects of a bucket with a store behind it from its disk, pinned ones, too.
+
+        The store keeps them; who is reading one goes on. What is named and not on the disk is passed over.
+        """
+        return self._post("/api/jobs", _caching("evict", source, template, names, prefix, None), JobInfo)
+
     def list(self) -> builtins.list[JobInfo]:
         """All jobs that the node knows, the newest first."""
         with self._transport.request("GET", "/api/jobs") as answer:
@@ -189,6 +227,26 @@ def _request(
         names=None if names is None else list(names),
         prefix=prefix,
         rename=rename,
+    )
+
+
+def _caching(
+    kind: JobKind,
+    source: BucketName,
+    template: str | None,
+    names: Sequence[str] | None,
+    prefix: str | None,
+    rate: int | None,
+) -> JobRequest:
+    if isinstance(names, str):
+        raise BadRequest("names is a sequence of keys, not one string; for a pattern use template")
+    return JobRequest(
+        kind=kind,
+        source=_bucket_uri(source),
+        template=template,
+        names=None if names is None else list(names),
+        prefix=prefix,
+        rate=rate,
     )
 
 

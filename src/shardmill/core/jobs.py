@@ -10,7 +10,7 @@ import msgspec
 
 from shardmill.core.errors import BadRequest
 
-JobKind = Literal["transform"]
+JobKind = Literal["transform", "prefetch", "evict"]
 JobState = Literal["waiting", "running", "done", "failed", "cancelled"]
 """`waiting` for other jobs to end; the last three have ended, and can be asked for again."""
 
@@ -40,6 +40,13 @@ class JobRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     """A spec; a bare name is its newest version when the job is first asked for."""
     rename: str = "{key}"
     """Key of what an object becomes: see `core.renaming`."""
+    rate: int | None = None
+    """Of a prefetch: bytes a second that are fetched at most."""
+
+    @property
+    def label(self) -> str:
+        """From where to where, for people; of one bucket, what is done with it."""
+        return f"{self.source} -> {self.destination}" if self.destination is not None else f"{self.kind} {self.source}"
 
 
 class PlannedObject(msgspec.Struct, frozen=True):
@@ -86,7 +93,7 @@ class JobEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     size: int
     target: str
     bytes: int
-    """Of what was stored."""
+    """Of what was stored; of a prefetch, fetched; of an eviction, given back."""
     etag: str | None
     """Of what was stored, as the destination says."""
     checksum: str | None
@@ -168,7 +175,7 @@ class JobInfo(msgspec.Struct, frozen=True):
     bytes_done: int
     """Of sources, parts included."""
     bytes_out: int
-    """Stored."""
+    """Stored; of a prefetch, fetched; of an eviction, given back."""
     rate: float
     """Bytes of sources a second since `started`."""
     time_left: float | None

@@ -28,6 +28,7 @@ from shardmill.core.jobs import (
     job_id,
 )
 from shardmill.core.refs import Bucket
+from shardmill.jobs.caching import EvictJobs, PrefetchJobs
 from shardmill.jobs.going import Going
 from shardmill.jobs.kinds import Kind, Work
 from shardmill.jobs.progress import OUTCOMES, Outcome
@@ -145,7 +146,9 @@ class Jobs:
             kinds: By name; default: those that there are.
         """
         records = await asyncio.to_thread(Records, node.config.server.data / "jobs")
-        jobs = cls(node, records, kinds if kinds is not None else {"transform": TransformJobs(node)})
+        if kinds is None:
+            kinds = {"transform": TransformJobs(node), "prefetch": PrefetchJobs(node), "evict": EvictJobs(node)}
+        jobs = cls(node, records, kinds)
         for saved in await asyncio.to_thread(records.load):
             jobs._jobs[saved.info.id] = Job(Principal(saved.principal), saved.info)
         try:

@@ -1,6 +1,8 @@
 """What a node tells of the objects that it has fetched from stores behind its buckets, with access checked."""
 
 import asyncio
+import builtins
+from collections.abc import Callable
 
 from shardmill.core.api import CacheBucket, CachedDetails, CachedInfo, CachedPage, CacheInfo
 from shardmill.core.errors import BadRequest
@@ -9,6 +11,7 @@ from shardmill.core.sources import CachedObject
 from shardmill.node.access import Access, Principal
 from shardmill.node.objects import MAX_PAGE
 from shardmill.storage.buckets import Buckets
+from shardmill.storage.cache.fetching import Fetched, Pace, fetch
 from shardmill.storage.cache.store import CachedBucket
 
 
@@ -46,14 +49,35 @@ class Cache:
             BadRequest: There is no store behind the bucket.
         """
         self._access.check(principal, "read", bucket)
-        store = self._buckets.cached(bucket)
-        if store is None:
-            raise BadRequest(f"{bucket} has no store behind it: all of it is on the node's disk, nothing is cached")
+        store = self._remote(bucket)
         limit = max(1, min(limit, MAX_PAGE))
         # There may be very many.
         keys = await asyncio.to_thread(store.cached_keys, prefix, after, limit + 1)
         objects = [_info(found) for found in store.describe(keys[:limit])]
         return CachedPage(objects, keys[limit - 1] if len(keys) > limit else None)
+
+    async def all_cached(self, principal: Principal, bucket: Bucket, prefix: str) -> builtins.list[CachedInfo]:
+        """All of what is on the disk of a bucket, by key; raises BadRequest as `list`."""
+        self._access.check(principal, "read", bucket)
+        store = self._remote(bucket)
+        return [_info(found) for found in store.describe(await asyncio.to_thread(store.cached_keys, prefix))]
+
+    def check_remote(self, principal: Principal, bucket: Bucket) -> None:
+        """Raise BadRequest unless there is a store behind the bucket."""
+        self._access.check(principal, "read", bucket)
+        self._remote(bucket)
+
+    async def fetch(
+        self, principal: Principal, ref: ObjectRef, *, pace: Pace | None, report: Callable[[float], None]
+    ) -> Fetched:
+        """Bring what is missing of an object; see `storage.cache.fetching`."""
+        self._access.check(principal, "read", ref.bucket)
+        return await fetch(self._remote(ref.bucket), ref.key, pace=pace, report=report)
+
+    async def evict(self, principal: Principal, ref: ObjectRef) -> int:
+        """Remove an object from the disk, a pinned one, too; who reads it goes on. Returns the bytes given back."""
+        self._access.check(principal, "write", ref.bucket)
+        return await self._remote(ref.bucket).evict([ref.key])
 
     def get(self, principal: Principal, ref: ObjectRef) -> CachedDetails:
         """What is on the disk of one object; of one in a bucket without a store behind it nothing is."""
@@ -63,6 +87,12 @@ class Cache:
         if store is None or not found:
             return CachedDetails(None, [])
         return CachedDetails(_info(found[0]), list(store.cached_ranges(ref.key)))
+
+    def _remote(self, bucket: Bucket) -> CachedBucket:
+        store = self._buckets.cached(bucket)
+        if store is None:
+            raise BadRequest(f"{bucket} has no store behind it: all of it is on the node's disk, nothing is cached")
+        return store
 
 
 def _bucket_info(store: CachedBucket) -> CacheBucket:

@@ -62,7 +62,7 @@ async def index(node: Node, jobs: Jobs, call: Call) -> web.StreamResponse:
             _link(f"/api/jobs/{info.id}", info.id),
             escape(info.state),
             escape(f"{info.done} of {info.total}" + (f", {info.failed} failed" if info.failed else "")),
-            escape(f"{info.request.source} → {info.request.destination}"),
+            escape(info.request.label.replace("->", "→")),
         )
         for info in jobs.list(call.principal)[:_JOBS]
     ]

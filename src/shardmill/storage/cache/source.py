@@ -55,6 +55,15 @@ class CachedSource:
     def is_whole(self) -> bool:
         return self._entry is not None and self._entry.is_complete and not self._entry.is_passing
 
+    @property
+    def is_kept(self) -> bool:
+        """What it reads stays on the disk; known once bytes were asked for."""
+        return self._entry is not None and not self._entry.is_passing
+
+    def has(self, start: int, stop: int) -> bool:
+        """Bytes [start, stop) are there already."""
+        return self._entry is not None and self._entry.has(start, stop)
+
     async def ensure(self, start: int, stop: int) -> None:
         stop = min(stop, self.meta.size)
         await self._ensure(start, stop, stop)
