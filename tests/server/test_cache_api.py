@@ -78,6 +78,13 @@ def test_a_cache_tells_what_it_has_and_what_it_cost(origin: Web, near: Wire) -> 
     assert metrics["shardmill_cache_high_bytes"] == info.high
 
 
+def test_a_configured_capacity_is_told(origin: Web, tmp_path: Path) -> None:
+    room = {"SHARDMILL_CACHE_CAPACITY": "10MiB"}
+    with running_node("--bucket", f"{FAR}={origin.url}/shards", data=tmp_path / "data", environ=room) as node:
+        found = ask(Wire(node, ()), "/api/cache", CacheInfo)
+        assert (found.capacity, found.high, found.used) == (10 * MIB, 9 * MIB, 0)
+
+
 def test_cached_objects_are_listed_page_by_page(origin: Web, near: Wire) -> None:
     names = ["a/1", "a/2", "a.b", "b/é", "c"]
     for name in names:
@@ -107,7 +114,10 @@ def test_one_object_tells_its_ranges_version_and_age(origin: Web, near: Wire) ->
     assert ask(near, path, CachedDetails) == CachedDetails(None, [])
     for block in (2, 3, 7):
         near.get("/o/gs/far/b.bin", f"Range: bytes={block * MIB}-{block * MIB + 10}")
-    wait_for(lambda: len(ask(near, path, CachedDetails).ranges) == 2, "the blocks have arrived")
+    wait_for(
+        lambda: sum(stop - start for start, stop in ask(near, path, CachedDetails).ranges) == 3 * MIB,
+        "the blocks have arrived",
+    )
     details = ask(near, path, CachedDetails)
     assert details.ranges == [(2 * MIB, 4 * MIB), (7 * MIB, 8 * MIB)]
     found = details.object

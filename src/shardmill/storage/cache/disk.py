@@ -62,7 +62,7 @@ class CacheDisk:
         self._threads = threads
         directory.mkdir(exist_ok=True)
         status = os.statvfs(directory)
-        self.capacity = capacity or status.f_blocks * status.f_frsize
+        self.capacity = int(capacity) or status.f_blocks * status.f_frsize
         self._high = self.capacity * high // 100
         self._low = self.capacity * low // 100
         self._items: set[Evictable] = set()
