@@ -193,6 +193,30 @@ def test_who_leaves_ends_no_fetch_for_who_has_not_begun_to_read(tmp_path: Path, 
         assert (len(origin.gets()), origin.sent) == (1, len(data))
 
 
+def test_bytes_that_a_reader_was_told_of_stay_when_the_fetch_of_their_block_fails(tmp_path: Path) -> None:
+    data = make(3 * MIB)
+
+    async def story() -> None:
+        async with open_cache(origin, tmp_path) as store:
+            source = await store.open("key", expected=(0, None))
+            reached = 500_000
+            await source.ensure(0, reached)
+            origin.gate.set()
+            with pytest.raises(BackendUnavailable):
+                await source.ensure(0, len(data))
+            assert os.pread(source.descriptor, reached, 0) == data[:reached]
+            source.close()
+            await wait_until(lambda: is_settled(store))
+            assert disk_use(tmp_path) <= store.disk.used + MIB // 2
+            origin.cut_after = None
+            assert await read(store, "key") == data
+
+    with web() as origin:
+        origin.objects["key"] = Served(data, "v1")
+        origin.gate_at, origin.cut_after = 500_000, 600_000
+        run(story())
+
+
 def test_a_fetch_that_fails_fails_who_waits_and_the_next_tries_again(tmp_path: Path) -> None:
     data = make(6 * MIB)
 

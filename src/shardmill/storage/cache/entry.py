@@ -94,6 +94,8 @@ class Entry:
         self._readers: list[Reader] = []
         self._waiters: list[Waiter] = []
         self._streams: list[Stream] = []
+        self._torn: set[int] = set()
+        """Blocks of which some came, as somebody may have been told, and the rest did not."""
         self._is_careful = False
         """A read failed: what nobody waits for is not fetched."""
         self._is_gone = False
@@ -208,6 +210,7 @@ class Entry:
                 self._upstream.start(self._upstream.disk.unlink(self.drop()))
                 return
         if self._file is not None:
+            self._punch_torn(self._file.descriptor)
             self._touch(self._file.descriptor)
             self._file.close()
             self._file = None
@@ -217,6 +220,17 @@ class Entry:
         on_gone, self._on_gone = self._on_gone, None
         if on_gone is not None:
             on_gone()
+
+    def _punch_torn(self, descriptor: int) -> None:
+        """Give back what came of blocks that did not come whole: it takes room that is not counted.
+
+        Only once nobody has it open: whoever was told of those bytes may be about to read them.
+        """
+        if self.log is not None:
+            for block in self._torn:
+                if self.blocks.state(block) != THERE:
+                    punch(descriptor, block * BLOCK, (block + 1) * BLOCK)
+        self._torn.clear()
 
     def _touch(self, descriptor: int) -> None:
         """Note the last use on the disk, for the next process."""
@@ -510,9 +524,7 @@ class Entry:
         begun = [block for block in stream.owned if self.blocks.state(block) == ARRIVING]
         for block in begun:
             self.blocks.drop(block, into=WANTED)
-            if self.log is not None or self.is_passing:
-                # What came of it takes room that is not counted.
-                punch(self.descriptor, block * BLOCK, (block + 1) * BLOCK)
+        self._torn.update(begun)
         if isinstance(error, ObjectChanged | ObjectNotFound):
             self._lose(Conflict(f"{self._label} was replaced at its origin while it was read; read it again"))
         elif isinstance(error, Conflict):
