@@ -6,7 +6,7 @@ from collections import OrderedDict
 from shardmill.core.meta import ListPage
 from shardmill.core.origins import ListOrigin
 
-_KEPT = 256  # pages
+_KEPT = 20_000  # entries of all pages
 
 
 class Listings:
@@ -17,6 +17,8 @@ class Listings:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._pages: OrderedDict[tuple[str, str, str, int], tuple[float, ListPage]] = OrderedDict()
+        self._entries = 0
+        self._changes = 0
 
     async def get(self, origin: ListOrigin, *, prefix: str, delimiter: str, after: str, limit: int) -> ListPage:
         """One page, as the origin gives it or gave it a moment ago."""
@@ -24,14 +26,33 @@ class Listings:
         found = self._pages.get(asked)
         if found is not None and time.monotonic() - found[0] < self._seconds:
             return found[1]
-        began = time.monotonic()
+        began, changes = time.monotonic(), self._changes
         page = await origin.list(prefix=prefix, delimiter=delimiter, after=after, limit=limit)
-        self._pages[asked] = began, page
-        self._pages.move_to_end(asked)
-        while len(self._pages) > _KEPT:
-            self._pages.popitem(last=False)
+        if changes == self._changes:
+            # What was asked for before a change may not show it.
+            self._keep(asked, began, page)
         return page
 
     def clear(self) -> None:
         """Something was changed."""
+        self._changes += 1
         self._pages.clear()
+        self._entries = 0
+
+    def _keep(self, asked: tuple[str, str, str, int], began: float, page: ListPage) -> None:
+        other = self._pages.pop(asked, None)
+        if other is not None:
+            self._entries -= _size(other[1])
+        self._pages[asked] = began, page
+        self._entries += _size(page)
+        # The oldest come first, and what is no longer believed is of no use.
+        while self._pages:
+            asked_at, oldest = next(iter(self._pages.values()))
+            if self._entries <= _KEPT and began - asked_at < self._seconds:
+                break
+            self._pages.popitem(last=False)
+            self._entries -= _size(oldest)
+
+
+def _size(page: ListPage) -> int:
+    return 1 + len(page.objects) + len(page.prefixes)
