@@ -96,6 +96,8 @@ class Entry:
         self._streams: list[Stream] = []
         self._torn: set[int] = set()
         """Blocks of which some came, as somebody may have been told, and the rest did not."""
+        self._held = 0
+        """Reads that were begun elsewhere and will say what they bring of it."""
         self._is_careful = False
         """A read failed: what nobody waits for is not fetched."""
         self._is_gone = False
@@ -357,9 +359,17 @@ class Entry:
         self._begin(stream)
         return stream
 
+    def hold_reads(self) -> None:
+        """Begin none: one was begun to learn the version, and may bring what is wanted. `allow_reads` follows."""
+        self._held += 1
+
+    def allow_reads(self) -> None:
+        self._held -= 1
+        self._kick()
+
     def _kick(self) -> None:
         """Start what reads are needed and allowed."""
-        while self.lost is None and len(self._streams) < self._width:
+        while self.lost is None and not self._held and len(self._streams) < self._width:
             run = self._next_run()
             if run is None:
                 return

@@ -170,14 +170,16 @@ class CachedBucket:
             break
 
         async def attach() -> Entry:
-            found = self._entries.get(key)
-            newest = self._known.get(key, known)
-            if newest.record.version != known.record.version:
-                raise Conflict(f"{self.bucket}/{key} was replaced at its origin; read it again")
-            if found is None or found.version != known.record.version:
-                found = self._new_entry(known)
-            await found.lease()
-            return found
+            # Whoever asks for the version just now brings bytes with it.
+            async with self._locks.hold(key):
+                found = self._entries.get(key)
+                newest = self._known.get(key, known)
+                if newest.record.version != known.record.version:
+                    raise Conflict(f"{self.bucket}/{key} was replaced at its origin; read it again")
+                if found is None or found.version != known.record.version:
+                    found = self._new_entry(known)
+                await found.lease()
+                return found
 
         async def passing() -> Entry:
             if self._passing >= _PASSING:
@@ -455,6 +457,10 @@ class CachedBucket:
             start, stop = entry.next_absent(start, stop) or (start, stop)
         stop = min(stop, start + SINGLE)
         asked = time.monotonic()
+        holding = contextlib.ExitStack()
+        if entry is not None and not entry.is_complete:
+            entry.hold_reads()
+            holding.callback(entry.allow_reads)
         try:
             async with self.reads, self.origin.read(key, start=start, stop=stop) as read:
                 self.counters.fetches += 1
@@ -464,7 +470,7 @@ class CachedBucket:
                     begun.set_result(None)
                     return
                 known = await self._compare(key, read.facts, asked)
-                await self._take_first(known, read, start, stop, begun)
+                await self._take_first(known, read, start, stop, begun, holding)
         except BaseException as error:
             if begun.done():
                 raise
@@ -472,9 +478,17 @@ class CachedBucket:
                 begun.cancel()
                 raise
             begun.set_exception(error)
+        finally:
+            holding.close()
 
     async def _take_first(
-        self, known: _Known, read: OriginRead, start: int, stop: int, begun: "asyncio.Future[None]"
+        self,
+        known: _Known,
+        read: OriginRead,
+        start: int,
+        stop: int,
+        begun: "asyncio.Future[None]",
+        holding: contextlib.ExitStack,
     ) -> None:
         """Into the entry what there is room for; without room whoever asked brings it through memory."""
         key = known.record.key
@@ -484,6 +498,7 @@ class CachedBucket:
             with contextlib.suppress(InsufficientStorage):
                 await entry.reserve(*entry.blocks.span(start, stop))
             stream = entry.begin(start, stop)
+            holding.close()
             # Nobody finds it before its blocks are known to be on their way, or they would be fetched twice.
             self._give(entry)
             self._remember(key, known)
