@@ -18,7 +18,7 @@ from shardmill.node.settings import masked_settings
 from shardmill.node.shards import Shards
 from shardmill.node.transforms import Transforms
 from shardmill.storage.buckets import BucketDefinition, Buckets, CacheSize, RemoteBacking
-from shardmill.storage.cache.store import CachePolicy
+from shardmill.storage.cache.policy import CachePolicy
 from shardmill.storage.members import MemberIndexes
 from shardmill.storage.origins import open_origin
 from shardmill.storage.results import ResultStore

@@ -35,7 +35,8 @@ from shardmill.core.origins import ReadOrigin, WriteOrigin
 from shardmill.core.refs import Bucket
 from shardmill.core.sources import ReadStore, WriteStore
 from shardmill.storage.cache.disk import CacheDisk
-from shardmill.storage.cache.store import CachedBucket, CachePolicy
+from shardmill.storage.cache.policy import CachePolicy
+from shardmill.storage.cache.store import CachedBucket
 from shardmill.storage.directory import DirectoryStore, Links
 from shardmill.storage.files import disk_errors, replace_durably, sync_directory
 from shardmill.storage.index import Index

@@ -18,7 +18,8 @@ from shardmill.core.errors import Busy, InsufficientStorage
 from shardmill.core.refs import Bucket
 from shardmill.storage.cache.disk import CacheDisk
 from shardmill.storage.cache.entry import WINDOW
-from shardmill.storage.cache.store import CachedBucket, CachePolicy
+from shardmill.storage.cache.policy import CachePolicy
+from shardmill.storage.cache.store import CachedBucket
 from tests.storage.cache.support import MIB, disk_use, is_settled, make, open_cache, read, read_source, run, wait_until
 from tests.storage.cache.web import Served, Web, WebOrigin, web
 from tests.storage.full_disk import small_disk

@@ -11,7 +11,7 @@ import pytest
 
 from shardmill.core.errors import BackendUnavailable, Conflict, ObjectNotFound, ServerError
 from shardmill.core.origins import OriginFacts, OriginRead, OriginStatistics
-from shardmill.storage.cache.store import CachePolicy
+from shardmill.storage.cache.policy import CachePolicy
 from tests.storage.cache.support import MIB, disk_use, is_settled, make, open_cache, read, read_source, run, wait_until
 from tests.storage.cache.web import Asked, Served, web
 
@@ -215,6 +215,26 @@ def test_bytes_that_a_reader_was_told_of_stay_when_the_fetch_of_their_block_fail
         origin.objects["key"] = Served(data, "v1")
         origin.gate_at, origin.cut_after = 500_000, 600_000
         run(story())
+
+
+def test_the_block_of_a_small_range_is_kept_though_its_reader_is_content_early(tmp_path: Path) -> None:
+    data = make(3 * MIB)
+
+    async def story() -> None:
+        async with open_cache(origin, tmp_path) as store:
+            source = await store.open("key", expected=(MIB, MIB + 11))
+            assert await source.ensure_some(MIB, MIB + 11) > MIB
+            source.close()
+            origin.gate.set()
+            await wait_until(lambda: is_settled(store))
+            assert store.cached_ranges("key") == [(MIB, 2 * MIB)]
+            assert await read(store, "key", MIB, 2 * MIB) == data[MIB : 2 * MIB]
+
+    with web() as origin:
+        origin.objects["key"] = Served(data, "v1")
+        origin.gate_at = 1000
+        run(story())
+        assert (len(origin.gets()), origin.sent) == (1, MIB)
 
 
 def test_a_fetch_that_fails_fails_who_waits_and_the_next_tries_again(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterable, Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,10 +21,10 @@ from shardmill.core.errors import (
     ServerError,
     ShardmillError,
 )
-from shardmill.core.origins import OriginFacts, OriginRead
+from shardmill.core.origins import OriginRead
 from shardmill.storage.cache import files
 from shardmill.storage.cache.blocks import ABSENT, ARRIVING, THERE, WANTED, Blocks
-from shardmill.storage.cache.pieces import PieceWriter, Queue, punch
+from shardmill.storage.cache.pieces import PieceWriter, Queue, cut, punch
 from shardmill.storage.cache.record import CacheRecord
 from shardmill.storage.cache.upstream import Reader, Stream, Upstream, Waiter
 from shardmill.storage.files import disk_error
@@ -265,6 +264,9 @@ class Entry:
         if self.joining:
             return
         for stream in self._streams:
+            if stream.last - stream.next <= 1:
+                # The rest of one block costs less than to ask for it again; small ranges are read to be cached, too.
+                continue
             if not any(other.first < stream.last and stream.next < other.last for other in self._readers):
                 assert stream.task is not None
                 # Not at once: a task that is cancelled before its first step never cleans up.
@@ -473,7 +475,9 @@ class Entry:
         while pieces := await queue.take():
             size = sum(map(len, pieces))
             counters.fetched += size
-            for batch in self._cut(stream, pieces, writer.position):
+            for batch in cut(
+                pieces, writer.position, stream.owned, owns_all=len(stream.owned) == stream.last - stream.next
+            ):
                 if batch.is_owned:
                     await self._room_ahead(writer.position)
                     # The thread uses the descriptor, so it is waited for.
@@ -494,24 +498,6 @@ class Entry:
                 raise ObjectChanged(f"{self._label}: its origin has other bytes now under the same version")
             stream.owned.discard(block)
             self.blocks.add(block, digest)
-
-    def _cut(self, stream: Stream, pieces: Sequence[memoryview], position: int) -> "list[_Batch]":
-        """Pieces by whether this stream is the one that brings their block."""
-        if len(stream.owned) == stream.last - stream.next:
-            return [_Batch(list(pieces), sum(map(len, pieces)), True)]
-        found: list[_Batch] = []
-        for piece in pieces:
-            view = piece
-            while view:
-                part = view[: BLOCK - position % BLOCK]
-                is_owned = position // BLOCK in stream.owned
-                if not found or found[-1].is_owned != is_owned:
-                    found.append(_Batch([], 0, is_owned))
-                found[-1].pieces.append(part)
-                found[-1].size += len(part)
-                position += len(part)
-                view = view[len(part) :]
-        return found
 
     async def _room_ahead(self, position: int) -> None:
         """Of one that passes through: wait until its reader has come near."""
@@ -606,13 +592,6 @@ class Entry:
         return f"{self._upstream.bucket}/{self.key}"
 
 
-@dataclass(slots=True)
-class _Batch:
-    pieces: list[memoryview]
-    size: int
-    is_owned: bool
-
-
 async def _read(pieces: AsyncIterable[memoryview], queue: Queue) -> None:
     """A task: pieces from the origin to who writes them."""
     try:
@@ -620,10 +599,3 @@ async def _read(pieces: AsyncIterable[memoryview], queue: Queue) -> None:
             await queue.put(piece)
     finally:
         queue.end()
-
-
-def facts_version(facts: OriginFacts) -> tuple[str, bool]:
-    """The source version that is given to what was read now; False: it is of this one read only."""
-    if facts.validator == "none":
-        return f"{facts.version}:{os.urandom(8).hex()}", False
-    return facts.version, True

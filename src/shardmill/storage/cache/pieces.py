@@ -6,7 +6,7 @@ Pieces are hashed by block as they are written, and a block is noted in its log 
 import asyncio
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import xxhash
@@ -104,3 +104,31 @@ def punch(descriptor: int, start: int, stop: int) -> None:
     _libc.fallocate(
         ctypes.c_int(descriptor), ctypes.c_int(_PUNCH), ctypes.c_longlong(start), ctypes.c_longlong(stop - start)
     )
+
+
+@dataclass(slots=True)
+class Batch:
+    """Pieces that are written, or passed over, together."""
+
+    pieces: list[memoryview]
+    size: int
+    is_owned: bool
+
+
+def cut(pieces: Sequence[memoryview], position: int, owned: Collection[int], *, owns_all: bool) -> list[Batch]:
+    """Pieces from `position` on, by whether their block is one of those that this read brings."""
+    if owns_all:
+        return [Batch(list(pieces), sum(map(len, pieces)), True)]
+    found: list[Batch] = []
+    for piece in pieces:
+        view = piece
+        while view:
+            part = view[: BLOCK - position % BLOCK]
+            is_owned = position // BLOCK in owned
+            if not found or found[-1].is_owned != is_owned:
+                found.append(Batch([], 0, is_owned))
+            found[-1].pieces.append(part)
+            found[-1].size += len(part)
+            position += len(part)
+            view = view[len(part) :]
+    return found

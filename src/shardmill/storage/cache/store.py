@@ -15,10 +15,9 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from shardmill.core.conditions import Conditions
 from shardmill.core.errors import (
@@ -37,13 +36,15 @@ from shardmill.core.sources import CachedObject, CacheStatistics
 from shardmill.storage.cache.absent import Absent
 from shardmill.storage.cache.blocks import Blocks
 from shardmill.storage.cache.disk import CacheDisk
-from shardmill.storage.cache.entry import SINGLE, Entry, facts_version
+from shardmill.storage.cache.entry import SINGLE, Entry
 from shardmill.storage.cache.listings import Listings
 from shardmill.storage.cache.loading import find_kept
 from shardmill.storage.cache.pieces import PieceWriter
+from shardmill.storage.cache.policy import CachePolicy
 from shardmill.storage.cache.record import CacheRecord
 from shardmill.storage.cache.source import CachedSource
 from shardmill.storage.cache.upstream import Counters, Version
+from shardmill.storage.cache.versions import Known, facts_of, facts_version
 from shardmill.storage.cache.width import Width
 from shardmill.storage.cache.writing import OpenToWriting, checked, delete_through, put_through
 from shardmill.storage.locks import KeyLocks
@@ -54,39 +55,10 @@ from shardmill.storage.trailer import BLOCK
 logger = logging.getLogger(__name__)
 Value = TypeVar("Value")
 
-Revalidate = Literal["always", "ttl", "never"]
-
 _PARTS = "part"
 _KNOWN = 100_000  # versions remembered
 _READS = 64  # of the origin at once
 _PASSING = 8  # objects that go through memory at once; each takes `entry.WINDOW`
-
-
-@dataclass(frozen=True, slots=True)
-class CachePolicy:
-    """How a bucket's cache treats what it has."""
-
-    revalidate: Revalidate = "ttl"
-    """When the origin is asked whether a version is still current: at each opening, after `ttl`, or never."""
-    ttl: float = 300.0
-    """Seconds."""
-    absent_seconds: float = 5.0
-    """How long an object that was not there is not asked for again."""
-    list_seconds: float = 10.0
-    """How long a page of a listing is kept."""
-    pin: bool = False
-    """Nothing of it is evicted."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """What the origin said of a key."""
-
-    record: CacheRecord
-    facts: OriginFacts
-    is_versioned: bool
-    asked: float
-    """Monotonic time at which it was asked."""
 
 
 class CachedBucket:
@@ -117,7 +89,7 @@ class CachedBucket:
         self._directory = directory
         self._threads = threads
         self._entries: dict[str, Entry] = {}
-        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._known: OrderedDict[str, Known] = OrderedDict()
         self._absent = Absent(policy.absent_seconds)
         self._locks = KeyLocks()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -338,7 +310,7 @@ class CachedBucket:
 
     async def _find(
         self, key: str, arrived: float, expected: tuple[int, int | None] | None
-    ) -> tuple[Entry | None, _Known]:
+    ) -> tuple[Entry | None, Known]:
         """What is known to be current, and its entry if there is one."""
         found = self._fresh(key, arrived, expected)
         if found is None:
@@ -351,7 +323,7 @@ class CachedBucket:
 
     def _fresh(
         self, key: str, arrived: float, expected: tuple[int, int | None] | None
-    ) -> tuple[Entry | None, _Known] | None:
+    ) -> tuple[Entry | None, Known] | None:
         """What need not be asked for."""
         if self._absent.has(key, arrived):
             raise ObjectNotFound(f"no object {self.bucket}/{key}")
@@ -367,7 +339,7 @@ class CachedBucket:
         is_needless = entry.has(*expected) or entry.is_arriving or known.asked >= arrived
         return (entry, known) if is_needless else None
 
-    def _is_current(self, known: _Known, arrived: float) -> bool:
+    def _is_current(self, known: Known, arrived: float) -> bool:
         match self.policy.revalidate:
             case "never":
                 return True
@@ -376,7 +348,7 @@ class CachedBucket:
             case "always":
                 return known.asked >= arrived
 
-    def _current(self, key: str) -> tuple[Entry | None, _Known]:
+    def _current(self, key: str) -> tuple[Entry | None, Known]:
         known = self._known[key]
         entry = self._entries.get(key)
         return (entry if entry is not None and entry.version == known.record.version else None), known
@@ -386,7 +358,7 @@ class CachedBucket:
         entry = self._entries.get(key)
         if entry is not None and self.policy.revalidate == "never" and key not in self._known:
             # From before this process began; nobody is to be asked.
-            self._remember(key, _Known(entry.record, _facts_of(entry.record), entry.is_versioned, time.monotonic()))
+            self._remember(key, Known(entry.record, facts_of(entry.record), entry.is_versioned, time.monotonic()))
             if expected is None or entry.has(*expected):
                 return
         try:
@@ -413,7 +385,7 @@ class CachedBucket:
         """The origin has told what is current."""
         self._remember(key, await self._compare(key, facts, asked))
 
-    async def _compare(self, key: str, facts: OriginFacts, asked: float) -> _Known:
+    async def _compare(self, key: str, facts: OriginFacts, asked: float) -> Known:
         """What the origin told, with what is there of that version; what is there of another one goes."""
         version, is_versioned = facts_version(facts)
         assert facts.size is not None
@@ -424,9 +396,9 @@ class CachedBucket:
         else:
             record = CacheRecord.of(self.bucket, facts, facts.size, version, time.time())
             await self._drop(key)
-        return _Known(record, facts, is_versioned, asked)
+        return Known(record, facts, is_versioned, asked)
 
-    def _remember(self, key: str, known: _Known) -> None:
+    def _remember(self, key: str, known: Known) -> None:
         self._known[key] = known
         self._known.move_to_end(key)
         self._absent.forget(key)
@@ -483,7 +455,7 @@ class CachedBucket:
 
     async def _take_first(
         self,
-        known: _Known,
+        known: Known,
         read: OriginRead,
         start: int,
         stop: int,
@@ -539,7 +511,7 @@ class CachedBucket:
         entry.taken = taken
         entry.is_versioned = is_versioned
         self._give(entry)
-        self._remember(key, _Known(record, read.facts, is_versioned, asked))
+        self._remember(key, Known(record, read.facts, is_versioned, asked))
 
     async def _drop(self, key: str) -> None:
         """What is there of a key is of the past; who reads it goes on."""
@@ -550,12 +522,12 @@ class CachedBucket:
 
     # Entries.
 
-    def _new_entry(self, known: _Known) -> Entry:
+    def _new_entry(self, known: Known) -> Entry:
         entry = self._build_entry(known)
         self._give(entry)
         return entry
 
-    def _build_entry(self, known: _Known) -> Entry:
+    def _build_entry(self, known: Known) -> Entry:
         path, log = self._paths(known.record.key)
         return Entry(
             self,
@@ -568,7 +540,7 @@ class CachedBucket:
             is_pinned=self.policy.pin,
         )
 
-    def _new_passing(self, known: _Known) -> Entry:
+    def _new_passing(self, known: Known) -> Entry:
         self._passing += 1
 
         def gone() -> None:
@@ -624,8 +596,3 @@ class CachedBucket:
             task.cancel()
         while self._tasks:
             await finish(asyncio.wait(set(self._tasks)))
-
-
-def _facts_of(record: CacheRecord) -> OriginFacts:
-    """What an origin had said of a version, as far as it was kept."""
-    return OriginFacts(record.key, record.size, record.etag, record.modified, record.content_type, record.user)

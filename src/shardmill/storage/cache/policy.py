@@ -1,0 +1,22 @@
+"""How a cache treats what it has."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Revalidate = Literal["always", "ttl", "never"]
+
+
+@dataclass(frozen=True, slots=True)
+class CachePolicy:
+    """How a bucket's cache treats what it has."""
+
+    revalidate: Revalidate = "ttl"
+    """When the origin is asked whether a version is still current: at each opening, after `ttl`, or never."""
+    ttl: float = 300.0
+    """Seconds."""
+    absent_seconds: float = 5.0
+    """How long an object that was not there is not asked for again."""
+    list_seconds: float = 10.0
+    """How long a page of a listing is kept."""
+    pin: bool = False
+    """Nothing of it is evicted."""
