@@ -1,8 +1,10 @@
 """A cached bucket over a web server, and ways to read it."""
 
 import asyncio
+import contextlib
 import os
 import random
+import stat
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +17,8 @@ import aiohttp
 from shardmill.core.refs import Bucket
 from shardmill.core.sources import Source
 from shardmill.storage.cache.disk import CacheDisk
-from shardmill.storage.cache.store import CachedBucket, CachePolicy
+from shardmill.storage.cache.policy import CachePolicy
+from shardmill.storage.cache.store import CachedBucket
 from tests.storage.cache.web import Web, WebOrigin
 
 BUCKET = Bucket.of("gs", "origin")
@@ -96,7 +99,13 @@ async def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> No
 
 def disk_use(data: Path) -> int:
     """Bytes that the files below take on the disk."""
-    return sum(path.stat().st_blocks * 512 for path in data.rglob("*") if path.is_file())
+    size = 0
+    for path in data.rglob("*"):
+        # They come and go meanwhile.
+        with contextlib.suppress(FileNotFoundError):
+            found = path.stat()
+            size += found.st_blocks * 512 if stat.S_ISREG(found.st_mode) else 0
+    return size
 
 
 def is_settled(store: CachedBucket) -> bool:
