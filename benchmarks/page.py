@@ -119,8 +119,10 @@ def keep(measured: Mapping[str, Section]) -> None:
     # A row's values on one line: a new run is then a small change.
     lines = re.sub(r"\[\s+([-0-9., \n]+?)\s+\]", lambda found: "[" + " ".join(found[1].split()) + "]", lines)
     FIGURES.write_text(f"{lines}\n", encoding="utf-8")
-    PAGE.write_text(render(ordered), encoding="utf-8")
-    draw(ordered, CHART)
+    # From what was kept, whose figures are rounded: the page is the same whenever it is made.
+    kept = load()
+    PAGE.write_text(render(kept), encoding="utf-8")
+    draw(kept, CHART)
 
 
 def render(sections: Mapping[str, Section]) -> str:
