@@ -529,6 +529,25 @@ class CachedBucket:
 
     def _build_entry(self, known: Known) -> Entry:
         path, log = self._paths(known.record.key)
+        return self._build(known, path, log, is_pinned=self.policy.pin)
+
+    def _new_passing(self, known: Known) -> Entry:
+        self._passing += 1
+
+        def gone() -> None:
+            self._passing -= 1
+
+        return self._build(known, None, None, on_gone=gone)
+
+    def _build(
+        self,
+        known: Known,
+        path: Path | None,
+        log: Path | None,
+        *,
+        is_pinned: bool = False,
+        on_gone: Callable[[], None] | None = None,
+    ) -> Entry:
         return Entry(
             self,
             known.record,
@@ -537,24 +556,8 @@ class CachedBucket:
             blocks=Blocks(known.record.size),
             takes_ranges=known.facts.takes_ranges,
             is_versioned=known.is_versioned,
-            is_pinned=self.policy.pin,
-        )
-
-    def _new_passing(self, known: Known) -> Entry:
-        self._passing += 1
-
-        def gone() -> None:
-            self._passing -= 1
-
-        return Entry(
-            self,
-            known.record,
-            path=None,
-            log=None,
-            blocks=Blocks(known.record.size),
-            takes_ranges=known.facts.takes_ranges,
-            is_versioned=known.is_versioned,
-            on_gone=gone,
+            is_pinned=is_pinned,
+            on_gone=on_gone,
         )
 
     def _give(self, entry: Entry) -> None:
