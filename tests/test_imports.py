@@ -64,6 +64,33 @@ ALLOWED: dict[str, set[str]] = {
     "__init__": {"client", "marking"},
 }
 
+# The same within a folder that has rooms of its own: folder or module directly below it → what else of it may be
+# imported there.
+ROOMS: dict[str, dict[str, set[str]]] = {
+    "etl": {
+        "durable": set(),
+        "failures": set(),
+        "scratch": set(),
+        "steps": set(),
+        "versions": {"durable"},
+        "processes": set(),
+        "environments": {"processes", "durable", "scratch", "steps"},
+        "workers": {"versions", "processes", "environments", "scratch"},
+        "runs": {"versions", "processes", "environments", "workers"},
+        "probes": {"versions", "processes", "environments", "workers", "runs"},
+        "engine": {
+            "versions",
+            "processes",
+            "environments",
+            "workers",
+            "runs",
+            "probes",
+            "failures",
+            "scratch",
+        },
+    },
+}
+
 # Imported inside functions only, so that the other commands stay quick: module of cli → what it may defer.
 DEFERRED: dict[str, set[str]] = {
     "cli.serve": {"server"},
@@ -95,7 +122,7 @@ class Import:
     """One name that a module imports."""
 
     module: str
-    """The importing module, below the package: `etl.run`; `__init__` for the package itself."""
+    """The importing module, below the package: `etl.engine`; `__init__` for the package itself."""
     target: str
     """Dotted name: `shardmill.core.refs.Bucket`, `os.path`."""
     line: int
@@ -176,8 +203,10 @@ def _reason_inside(found: Import) -> str | None:
     below = found.inside
     assert below is not None
     parts = below.split(".")
-    if found.folder == parts[0] or below in ("", "__version__"):
+    if below in ("", "__version__"):
         return None
+    if found.folder == parts[0]:
+        return _reason_among_rooms(found.module.split("."), parts)
     if any(part.startswith("_") and not part.startswith("__") for part in parts):
         return "the name is private to its folder"
     if found.deferred:
@@ -190,6 +219,19 @@ def _reason_inside(found: Import) -> str | None:
         return f"{found.folder} has no row in the table of allowed imports"
     if not any(below == entry.lstrip("=") or below.startswith(f"{entry}.") for entry in allowed):
         return f"{found.folder} may import {', '.join(sorted(allowed)) or 'nothing'}"
+    return None
+
+
+def _reason_among_rooms(module: list[str], target: list[str]) -> str | None:
+    """Of an import within one folder."""
+    rooms = ROOMS.get(module[0])
+    if rooms is None or len(module) == 1:
+        return None
+    room = module[1]
+    if room not in rooms:
+        return f"{room} has no row in the table of rooms of {module[0]}"
+    if len(target) > 1 and target[1] != room and target[1] not in rooms[room]:
+        return f"{module[0]}.{room} may import {', '.join(sorted(rooms[room])) or 'nothing'} of {module[0]}"
     return None
 
 
@@ -238,19 +280,19 @@ def test_no_modules_import_each_other() -> None:
 
 def test_a_circle_is_found_wherever_it_is_hidden() -> None:
     sources = {
-        "etl.run": "from shardmill.etl.spool import Spool",
-        "etl.spool": "from shardmill.etl import runs",
-        "etl.runs": "def f():\n    from shardmill.etl.run import Run",
-        "etl.clock": "from shardmill.etl.run import Run",
+        "etl.runs.run": "from shardmill.etl.runs.spool import Spool",
+        "etl.runs.spool": "from shardmill.etl.runs import registry",
+        "etl.runs.registry": "def f():\n    from shardmill.etl.runs.run import Run",
+        "etl.runs.clock": "from shardmill.etl.runs.run import Run",
     }
     found = [found for module, source in sources.items() for found in imports_of(module, source)]
-    assert circles(found) == [["etl.run", "etl.runs", "etl.spool"]]
+    assert circles(found) == [["etl.runs.registry", "etl.runs.run", "etl.runs.spool"]]
 
 
 @pytest.mark.parametrize(
     ("module", "source", "reason"),
     [
-        ("core.refs", "from shardmill.etl.run import Run", "core may import nothing"),
+        ("core.refs", "from shardmill.etl.runs.run import Run", "core may import nothing"),
         ("core.refs", "import asyncio", "core does no I/O"),
         ("core.refs", "from socket import socket", "core does no I/O"),
         ("storage.pool", "from shardmill.node.objects import Objects", "storage may import"),
@@ -268,8 +310,12 @@ def test_a_circle_is_found_wherever_it_is_hidden() -> None:
         ("cli.get", "import shardmill.server.app", "cli may import"),
         ("worker.loop", "import numpy", "the standard library only"),
         ("worker.loop", "from shardmill.core.errors import Busy", "worker may import"),
-        ("etl.run", "from shardmill.worker.loop import serve", "etl may import"),
-        ("etl.run", "import lmdb", "only storage may"),
+        ("etl.runs.run", "from shardmill.worker.loop import serve", "etl may import"),
+        ("etl.runs.run", "import lmdb", "only storage may"),
+        ("etl.workers.pool", "from shardmill.etl.runs.run import Run", "etl.workers may import"),
+        ("etl.versions.registry", "from shardmill.etl import engine", "etl.versions may import durable of etl"),
+        ("etl.scratch", "from shardmill.etl.durable import write_durably", "etl.scratch may import nothing"),
+        ("etl.novel.module", "from shardmill.etl.scratch import remove_tree", "novel has no row"),
         ("node.objects", "def f():\n    import obstore.store", "only storage may"),
         ("client.http", "from aiohttp import web", "only server"),
         ("server.app", "import ray", "only on_ray may"),
@@ -287,7 +333,9 @@ def test_a_wrong_import_is_found(module: str, source: str, reason: str) -> None:
     [
         ("cli.serve", "def serve():\n    from shardmill.server.app import serve"),
         ("cli.get", "def get():\n    from shardmill.client import Client"),
-        ("etl.channel", "from shardmill.worker import wire"),
+        ("etl.processes.channel", "from shardmill.worker import wire"),
+        ("etl.runs.run", "from shardmill.etl.workers.pool import WorkerPool"),
+        ("etl.runs.run", "from shardmill.etl.runs import clock"),
         ("node.transforms", "from shardmill.worker.limits import LAYERS"),
         ("worker.loop", "def f():\n    import numpy"),
         ("client.http", "from shardmill import __version__"),

@@ -15,7 +15,7 @@ import numpy as np
 
 from shardmill.client.shipping import PYTHON, ship
 from shardmill.core.api import Code
-from shardmill.etl.fingerprints import fingerprint
+from shardmill.etl.versions.fingerprints import fingerprint
 
 Files = dict[str, str]
 

@@ -9,8 +9,8 @@ import pytest
 from webdataset import tariterators
 
 from tests.etl.over_http import serve
+from tests.etl.runs.test_kills import SEGMENT, SlowReader
 from tests.etl.support import IDENTITY, write_shard
-from tests.etl.test_kills import SEGMENT, SlowReader
 from tests.torch.nodes import SERVER_PYTHON, SOURCES
 
 MOMENTS = 8

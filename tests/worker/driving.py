@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shardmill.etl.staging import BOOT, stage
+from shardmill.etl.processes.staging import BOOT, stage
 from shardmill.shards import ShardIndex
 from shardmill.worker import wire
 from shardmill.worker.arena import read_progress

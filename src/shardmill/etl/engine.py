@@ -28,25 +28,25 @@ from shardmill.core.refs import ObjectRef
 from shardmill.core.requirements import parse_requirements
 from shardmill.core.sources import ResultFiles, Source
 from shardmill.core.specs import Spec
-from shardmill.etl.arenas import ARENA
-from shardmill.etl.environments import BuiltEnvironment, Environment, Environments
-from shardmill.etl.executables import identify_command
+from shardmill.etl.environments.environments import BuiltEnvironment, Environment, Environments
+from shardmill.etl.environments.packages import Packages
 from shardmill.etl.failures import FailureLog
-from shardmill.etl.object_probe import probe_object
-from shardmill.etl.object_run import ObjectRun
-from shardmill.etl.object_state import ObjectState
-from shardmill.etl.packages import Packages
-from shardmill.etl.pipelines import part_uuids
-from shardmill.etl.probe import SAMPLES, probe
-from shardmill.etl.run import Order, Run
-from shardmill.etl.run_state import Budget, RunState, SampleFailed
-from shardmill.etl.runs import Plan, Runs
-from shardmill.etl.sample_run import SampleRun, ShardReader
+from shardmill.etl.probes.object_probe import probe_object
+from shardmill.etl.probes.probe import SAMPLES, probe
+from shardmill.etl.processes.arenas import ARENA
+from shardmill.etl.processes.executables import identify_command
+from shardmill.etl.processes.staging import stage
+from shardmill.etl.runs.object_run import ObjectRun
+from shardmill.etl.runs.object_state import ObjectState
+from shardmill.etl.runs.registry import Plan, Runs
+from shardmill.etl.runs.run import Order, Run
+from shardmill.etl.runs.run_state import Budget, RunState, SampleFailed
+from shardmill.etl.runs.sample_run import SampleRun, ShardReader
+from shardmill.etl.runs.statistics import Counters, EngineStatistics
 from shardmill.etl.scratch import remove_tree
-from shardmill.etl.staging import stage
-from shardmill.etl.statistics import Counters, EngineStatistics
-from shardmill.etl.versions import Version, Versions, arguments_hash, build_info, compute_digest
-from shardmill.etl.workers import WorkerPool
+from shardmill.etl.versions.pipelines import part_uuids
+from shardmill.etl.versions.registry import Version, Versions, arguments_hash, build_info, compute_digest
+from shardmill.etl.workers.pool import WorkerPool
 
 logger = logging.getLogger(__name__)
 

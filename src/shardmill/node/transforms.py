@@ -21,10 +21,10 @@ from shardmill.core.refs import ObjectRef
 from shardmill.core.sources import Source
 from shardmill.core.specs import SPEC_DIGITS, Spec, check_name
 from shardmill.etl.engine import Engine
-from shardmill.etl.pipelines import build_pipeline
-from shardmill.etl.runs import Finished, Plan, Reading, RunCounts
-from shardmill.etl.statistics import EngineStatistics
-from shardmill.etl.versions import Version, check_request
+from shardmill.etl.runs.registry import Finished, Plan, Reading, RunCounts
+from shardmill.etl.runs.statistics import EngineStatistics
+from shardmill.etl.versions.pipelines import build_pipeline
+from shardmill.etl.versions.registry import Version, check_request
 from shardmill.node.access import Access, Principal
 from shardmill.node.ahead import LookAhead
 from shardmill.node.objects import Objects
@@ -43,7 +43,7 @@ class TransformedHead:
     is_bare: bool
     """The request named no version."""
     origin: str | None
-    """Names the code, the object's version and the environment that the bytes come from; see `etl.runs.Plan`."""
+    """Names the code, the object's version and the environment that the bytes come from; see `Plan`."""
     is_shard: bool
     """It is made of samples; otherwise a transform of whole objects says what it is."""
     is_stable: bool

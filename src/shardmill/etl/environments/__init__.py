@@ -1,0 +1,1 @@
+"""Interpreters that transforms run in, those built of packages included."""

@@ -1,0 +1,1 @@
+"""Runs: one transform over one object, its output and its readers."""

@@ -1,0 +1,614 @@
+"""All runs of a node with their readers: work is done once, and what it gave is kept as the policy says.
+
+Readers of one key share one run; later ones get its finished result. A run lives as long as somebody reads it, except
+that one nearly done is finished for whoever comes next. The last reader who leaves frees everything.
+"""
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+
+from shardmill.core.api import RunInfo
+from shardmill.core.errors import Busy, ServerError, ShardmillError
+from shardmill.core.refs import ObjectRef
+from shardmill.core.sources import ResultFiles, Slice, Source, Spool
+from shardmill.core.specs import SPEC_DIGITS, Spec
+from shardmill.etl.environments.environments import Environment
+from shardmill.etl.runs.run import Run
+from shardmill.etl.runs.spool import Follower
+from shardmill.etl.versions.registry import FORMAT, Version
+
+logger = logging.getLogger(__name__)
+
+NEARLY_DONE = 0.8  # of the source samples; a run past it is finished though nobody reads it
+REMEMBERED_SECONDS = 30.0  # a failure that the same input would give again is not computed again meanwhile
+PREPARED_SECONDS = 60.0  # that a run begun ahead waits for its reader
+WAIT_SECONDS = 30.0  # for a finished result, where only that will do
+RETURN_SECONDS = 10.0  # that a run goes on for a reader who was told to come again
+
+_RETRY_SECONDS = 2
+_REMEMBERED = 1000  # failures
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be run: everything that decides the bytes, and who may have them."""
+
+    version: Version
+    environment: Environment
+    environment_id: str
+    executable: str
+    """Of a command: what tells it from others of its name."""
+    ref: ObjectRef
+    spec: Spec
+    """Resolved; without `k`, which decides nothing."""
+    seed: int
+    source_version: str
+    is_repeatable: bool
+    """The same seed gives the same bytes, as far as is known."""
+    is_shared: bool
+    """The same bytes come again, so one run is enough for all."""
+    is_scratch: bool
+    """Of use for a while only, unless a second reader comes."""
+
+    @property
+    def key(self) -> str:
+        """64 hex digits over what decides the bytes; see `result_key`."""
+        return result_key(self)
+
+    @property
+    def origin(self) -> str | None:
+        """16 hex digits over what the bytes of one sample depend on beside seed and sample.
+
+        None: on more than that, or there are no samples.
+        """
+        if not self.is_repeatable or self.version.info.kind != "sample":
+            return None
+        spec = Spec("x", args=self.spec.args)
+        return result_key(replace(self, spec=spec))[:16]
+
+    @property
+    def shown_spec(self) -> str:
+        """As in URLs, without `k`."""
+        return str(replace(self.spec, digest=self.version.info.digest[:SPEC_DIGITS]))
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What is told of a kept result."""
+        return {
+            "transform": self.version.label,
+            "spec": self.shown_spec,
+            "bucket": str(self.ref.bucket),
+            "object": self.ref.key,
+            "version": self.source_version,
+            "environment": self.version.info.environment,
+        }
+
+
+def result_key(plan: Plan) -> str:
+    """The identity of a result: full digest, options, object and its version, environment, format of our own code."""
+    info = plan.version.info
+    spec = replace(plan.spec, name="x", digest=None, k=None)
+    parts = [
+        str(FORMAT),
+        info.digest,
+        str(plan.version.allow_pickle),
+        str(spec),
+        str(plan.ref.bucket),
+        plan.ref.key,
+        plan.source_version,
+        plan.environment_id,
+        plan.executable,
+    ]
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class RunCounts:
+    """Source samples of a run; of whole objects there is one."""
+
+    samples: int
+    """That gave something."""
+    failures: int
+    dropped: int
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """As kept with a result."""
+        return {"samples": str(self.samples), "failures": str(self.failures), "dropped": str(self.dropped)}
+
+    @classmethod
+    def of(cls, facts: Mapping[str, str]) -> "RunCounts | None":
+        """As kept with a result; None: by a node that did not keep them."""
+        try:
+            return cls(int(facts["samples"]), int(facts["failures"]), int(facts["dropped"]))
+        except (KeyError, ValueError):
+            return None
+
+
+class Running:
+    """One run from its first reader to its last."""
+
+    def __init__(self, plan: Plan, run: Run, source: Source, request_id: str, key: str | None) -> None:
+        self.plan = plan
+        self.run = run
+        self.request_id = request_id
+        self.key = key
+        """None: it is nobody else's."""
+        self.is_scratch = plan.is_scratch
+        self.ended = asyncio.Event()
+        """The result is kept, or there is none; readers may still be reading."""
+        self.source = source
+        self.spool: Spool | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.is_through = False
+        """Its task has nothing more to do."""
+        self.is_prepared = False
+        """It was begun before anybody asked, and nobody has yet."""
+        self.expected_until = 0.0
+        """Until then a reader who has left is expected back."""
+        self.is_given_up = False
+        """Nobody will ask for it."""
+        self.is_settled = asyncio.Event()
+        """Somebody has asked, or nobody will be waited for any more."""
+
+    @property
+    def is_ending(self) -> bool:
+        return self.run.output.is_complete or self.run.output.error is not None
+
+    @property
+    def counts(self) -> RunCounts:
+        counters = self.run.counters
+        return RunCounts(counters.samples, counters.failures, counters.dropped)
+
+    @property
+    def may_be_kept(self) -> bool:
+        """Its end may be that of a result; else it only waits for its readers, whoever comes included."""
+        return self.run.output.error is not None or self.run.output.is_spooling
+
+    def describe(self) -> RunInfo:
+        run, output = self.run, self.run.output
+        return RunInfo(
+            id=f"run-{run.number}",
+            transform=self.plan.version.label,
+            spec=self.plan.shown_spec,
+            bucket=str(self.plan.ref.bucket),
+            object=self.plan.ref.key,
+            state="failed" if output.error is not None else "ended" if output.is_complete else "running",
+            readers=output.readers,
+            ahead=self.is_prepared,
+            shared=self.key is not None,
+            started=run.started,
+            done=1.0 if output.is_complete else min(1.0, run.fraction_done),
+            statistics=run.snapshot(),
+            rate=run.rate,
+            published=output.published,
+            taken=int(min(output.fastest, output.published)),
+        )
+
+    def dispose(self) -> None:
+        """Give back memory and descriptor, once nobody reads and nothing works; called once."""
+        self.run.end_clock()
+        self.run.output.close()
+        if self.spool is not None:
+            self.spool.close()
+            self.spool = None
+
+
+class Reading:
+    """One reader's lease on a run. Resources: `close` it."""
+
+    def __init__(self, running: Running, follower: Follower, leave: Callable[[Running], None]) -> None:
+        self.number = running.run.number
+        self.seed = running.run.seed
+        self.running = running
+        self._follower = follower
+        self._leave = leave
+        self._is_closed = False
+
+    async def start(self) -> None:
+        """Return when the first bytes may be sent; raises what failed before."""
+        await self._follower.start()
+
+    async def next(self) -> Slice | None:
+        """The next bytes, valid until more are asked for; None at the end. Raises when the run fails midway."""
+        return await self._follower.next()
+
+    @property
+    def done(self) -> float:
+        """How much of the work is done, 0 to 1; 0 where that is not known."""
+        return 1.0 if self.running.run.output.is_complete else min(1.0, self.running.run.fraction_done)
+
+    @property
+    def counts(self) -> "RunCounts":
+        """What the run has come to until now."""
+        return self.running.counts
+
+    async def wait_kept(self) -> None:
+        """Return when the result is kept; raises why it never will be."""
+        await self._follower.wait_complete()
+        await self.running.ended.wait()
+
+    def close(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            self._follower.close()
+            self._leave(self.running)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A finished result, opened; the receiver closes its source."""
+
+    source: Source
+
+
+class Runs:
+    """Runs that go on, by what they give. Use as an async context manager; on exit none is left.
+
+    Args:
+        build: Makes the run of a plan; `request_id` is whom its failures are told to.
+        files: Where results are kept; None: nothing is, and no two readers share a run.
+        max_runs: Beyond, Busy.
+        link: Told that a request is answered by another request's run.
+        identify_command: What `Plan.executable` would be now.
+        prepared_seconds: That a run begun ahead waits for its reader.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[Plan, Source, str], Run],
+        files: ResultFiles | None,
+        *,
+        max_runs: int,
+        link: Callable[[str, str], None],
+        identify_command: Callable[[Version], Awaitable[str]],
+        prepared_seconds: float = PREPARED_SECONDS,
+    ) -> None:
+        self._build = build
+        self._files = files
+        self._max_runs = max_runs
+        self._link = link
+        self._identify_command = identify_command
+        self._prepared_seconds = prepared_seconds
+        self._shared: dict[str, Running] = {}
+        self._all: set[Running] = set()
+        self._prepared: dict[str, Running] = {}
+        self._failed: dict[str, tuple[float, ShardmillError, str]] = {}
+        self.outcomes = {"ended": 0, "failed": 0, "abandoned": 0}
+        """Runs since the start."""
+        self.reads = {"hit": 0, "joined": 0, "started": 0}
+        """Readers since the start, by what they were given: a finished result, a run of others, a run of their own."""
+        self.ahead = {"prepared": 0, "used": 0, "unused": 0}
+        """Runs that were begun before anybody asked."""
+
+    async def __aenter__(self) -> "Runs":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.sleep(0)  # tasks that are cancelled before their first step never clean up
+        tasks = [running.task for running in self._all if running.task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        for running in list(self._all):
+            running.dispose()
+        self._all.clear()
+
+    @property
+    def going_on(self) -> int:
+        return sum(1 for running in self._all if not running.ended.is_set())
+
+    def live(self) -> list[Running]:
+        """Runs that go on or are being read, the oldest first."""
+        return sorted(self._all, key=lambda running: running.run.number)
+
+    def is_run_in(self, environment: str) -> bool:
+        """Whether a run that goes on is of an environment, by its name."""
+        return any(not one.ended.is_set() and one.plan.environment.name == environment for one in self._all)
+
+    @property
+    def can_finish(self) -> bool:
+        """Whether results are kept at all."""
+        return self._files is not None
+
+    def has_result(self, plan: Plan) -> bool:
+        return self._files is not None and plan.is_shared and self._files.has(plan.key)
+
+    async def open_finished(self, plan: Plan) -> Finished | None:
+        """The finished result if there is one; starts nothing."""
+        if self._files is None or not plan.is_shared:
+            return None
+        source = await self._files.open(plan.key)
+        return Finished(source) if source is not None else None
+
+    async def open(
+        self, plan: Plan, source: Source, *, request_id: str, waits_for_all: bool = False, is_patient: bool = False
+    ) -> Reading | Finished:
+        """The finished result, or a place at the run that gives it, which is started if need be.
+
+        Args:
+            plan: What is wanted.
+            source: The opened shard; closed here, or by the run that it is used for.
+            request_id: Names the reader in records.
+            waits_for_all: The reader takes nothing before the end; see `Reading.wait_kept`.
+            is_patient: The run gives way to those that somebody waits for, and what it gives is scratch.
+
+        Raises:
+            Busy: There are `max_runs` already.
+            ShardmillError: The run failed a moment ago and would again.
+        """
+        try:
+            opened = await self._find(plan, request_id, waits_for_all=waits_for_all, is_patient=is_patient)
+            if opened is not None:
+                source.close()
+                self.reads["hit" if isinstance(opened, Finished) else "joined"] += 1
+                return opened
+            running = self._start(replace(plan, is_scratch=True) if is_patient else plan, source, request_id)
+            self.reads["started"] += 1
+        except BaseException:
+            source.close()
+            raise
+        return self._read(running, waits_for_all=waits_for_all, is_patient=is_patient)
+
+    def prepare(self, plan: Plan, source: Source, *, request_id: str) -> bool:
+        """Begin a run that somebody will ask for soon, at most `spool_window` bytes far; False: no need, or no room.
+
+        It gives way to runs that are read, and is given up when nobody has asked for `prepared_seconds`.
+
+        Args:
+            plan: What will be asked for. Without a seed the first who asks gets this run, and nobody else.
+            source: The opened shard; closed here, or by the run.
+            request_id: Names the run in records.
+        """
+        files, key = self._files, plan.key
+        is_known = key in self._prepared or (plan.is_shared and (key in self._shared or (files and files.has(key))))
+        if files is None or is_known or key in self._failed or self.going_on >= self._max_runs:
+            source.close()
+            return False
+        running = self._start(plan, source, request_id)
+        running.is_prepared = True
+        self._prepared[key] = running
+        self.ahead["prepared"] += 1
+        asyncio.get_running_loop().call_later(self._prepared_seconds, self._give_up, key, running)
+        return True
+
+    def _take_prepared(self, plan: Plan, request_id: str) -> Running | None:
+        """The run that was begun for this reader."""
+        running = self._prepared.pop(plan.key, None)
+        if running is None:
+            return None
+        running.is_prepared = False
+        running.is_settled.set()
+        self.ahead["used"] += 1
+        self._link(request_id, running.request_id)
+        return running
+
+    def _give_up(self, key: str, running: Running) -> None:
+        if self._prepared.get(key) is not running:
+            return
+        del self._prepared[key]
+        running.is_prepared = False
+        running.is_given_up = True
+        running.is_settled.set()
+        self.ahead["unused"] += 1
+        if not running.is_ending:
+            self._stop(running)
+        self._end_unread(running)
+
+    async def wait_finished(self, plan: Plan, source: Source, *, request_id: str) -> Finished:
+        """The finished result, waited for; the run is started if need be.
+
+        Raises:
+            Busy: It is not there in time, or cannot be kept.
+            ShardmillError: The run failed.
+        """
+        opened = await self.open(plan, source, request_id=request_id, waits_for_all=True)
+        if isinstance(opened, Finished):
+            return opened
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                await opened.wait_kept()
+        except TimeoutError:
+            self._expect_back(opened.running)
+            message = "the result is not finished yet; try again, or read it as a whole, without Range"
+            raise Busy(message, retry_after=_RETRY_SECONDS) from None
+        finally:
+            opened.close()
+        finished = await self.open_finished(plan)
+        if finished is None:
+            message = "there is no room to keep the result; read it as a whole, without Range"
+            raise Busy(message, retry_after=int(WAIT_SECONDS))
+        return finished
+
+    def _expect_back(self, running: Running) -> None:
+        """A reader who leaves comes again in a moment, and must not find the run at its start."""
+        running.expected_until = time.monotonic() + RETURN_SECONDS
+        asyncio.get_running_loop().call_later(RETURN_SECONDS, self._on_left, running)
+        running.run.output.run_on()
+
+    async def _find(
+        self, plan: Plan, request_id: str, *, waits_for_all: bool, is_patient: bool
+    ) -> Reading | Finished | None:
+        """What is there already. When it is None, nothing was awaited since that was seen."""
+        files = self._files
+        if files is None:
+            return None
+        key = plan.key
+        if not plan.is_shared:
+            # What was begun ahead is somebody else's, who announced it.
+            prepared = None if is_patient else self._take_prepared(plan, request_id)
+            if prepared is None:
+                return None
+            if prepared.run.output.can_be_joined:
+                return self._read(prepared, waits_for_all=waits_for_all, is_patient=False)
+            self._on_left(prepared)
+            return None
+        # A patient reader makes nothing that is worth keeping of what was scratch.
+        is_first = is_patient
+        while True:
+            self._raise_remembered(key, request_id)
+            running = self._shared.get(key)
+            if running is not None:
+                is_first |= self._take_prepared(plan, request_id) is not None
+                if not running.run.output.can_be_joined:
+                    return None
+                if running.is_ending and running.may_be_kept:
+                    await running.ended.wait()
+                    continue
+                if not is_first:
+                    running.is_scratch = False
+                self._link(request_id, running.request_id)
+                return self._read(running, waits_for_all=waits_for_all, is_patient=is_patient)
+            if not files.has(key):
+                return None
+            is_first |= self._take_prepared(plan, request_id) is not None
+            source = await files.open(key)
+            if source is not None:
+                if not is_first:
+                    files.keep(key)
+                return Finished(source)
+
+    def _raise_remembered(self, key: str, request_id: str) -> None:
+        known = self._failed.get(key)
+        if known is None:
+            return
+        until, error, first_request = known
+        if time.monotonic() > until:
+            del self._failed[key]
+            return
+        self._link(request_id, first_request)
+        raise type(error)(error.message, traceback=error.traceback)
+
+    def _read(self, running: Running, *, waits_for_all: bool, is_patient: bool) -> Reading:
+        follower = running.run.output.follow(waits_for_all=waits_for_all, is_patient=is_patient)
+        return Reading(running, follower, self._on_left)
+
+    def _start(self, plan: Plan, source: Source, request_id: str) -> Running:
+        if not self._has_place():
+            raise Busy(f"{self.going_on} runs are going on (max_runs); try again", retry_after=_RETRY_SECONDS)
+        # Where another run of this key can no longer be joined, this one is for its own reader only.
+        is_shared = plan.is_shared and self._files is not None and plan.key not in self._shared
+        running = Running(
+            plan, self._build(plan, source, request_id), source, request_id, plan.key if is_shared else None
+        )
+        if running.key is not None:
+            self._shared[running.key] = running
+        self._all.add(running)
+        running.task = asyncio.get_running_loop().create_task(self._carry_out(running))
+        return running
+
+    def _has_place(self) -> bool:
+        """Whether one more run may go on for a reader; one that was begun ahead is given up for it."""
+        going_on = [running for running in self._all if not running.ended.is_set() and not running.is_given_up]
+        if len(going_on) < self._max_runs:
+            return True
+        found = next((item for item in self._prepared.items() if not item[1].ended.is_set()), None)
+        if found is not None:
+            self._give_up(*found)
+        return found is not None
+
+    async def _carry_out(self, running: Running) -> None:
+        run, output = running.run, running.run.output
+        is_kept = False
+        outcome = "abandoned"
+        try:
+            running.spool = await self._begin_spool(running)
+            await run.work(running.spool)
+            outcome = "failed" if output.error is not None else "ended"
+            if output.error is not None:
+                self._remember(running, output.error)
+            elif running.key is not None and running.spool is not None and output.spooled == output.published:
+                is_kept = await self._keep(running, running.spool)
+        finally:
+            self.outcomes[outcome] += 1
+            self._forget(running)
+            if not running.is_ending:
+                # Stopped, or broken: who reads it all the same must not wait for ever.
+                output.fail(ServerError("the run was stopped"))
+            running.source.close()
+            running.ended.set()
+            if running.spool is not None and not is_kept:
+                try:
+                    if running.is_prepared and outcome == "ended":
+                        await running.is_settled.wait()
+                finally:
+                    await running.spool.abandon()
+            running.is_through = True
+            self._end_unread(running)
+
+    async def _begin_spool(self, running: Running) -> Spool | None:
+        if self._files is None or (running.key is None and not running.is_prepared):
+            return None
+        try:
+            return await self._files.begin(running.plan.key)
+        except ShardmillError as error:
+            logger.info("the result of run %d is not kept: %s", running.run.number, error)
+            return None
+
+    async def _keep(self, running: Running, spool: Spool) -> bool:
+        plan = running.plan
+        if await plan.environment.look() != plan.environment_id:
+            logger.info(
+                "the result of run %d is not kept: environment %s has changed",
+                running.run.number,
+                plan.environment.name,
+            )
+            return False
+        if await self._identify_command(plan.version) != plan.executable:
+            logger.info("the result of run %d is not kept: the command was replaced", running.run.number)
+            return False
+        try:
+            facts = {**running.plan.facts, **running.counts.facts}
+            await spool.publish(facts, is_scratch=running.is_scratch)
+        except ShardmillError as error:
+            logger.info("the result of run %d is not kept: %s", running.run.number, error)
+            return False
+        return True
+
+    def _remember(self, running: Running, error: ShardmillError) -> None:
+        if running.key is None or not running.run.state.is_fault_of_input:
+            return
+        now = time.monotonic()
+        for key in [key for key, (until, _, _) in self._failed.items() if until < now]:
+            del self._failed[key]
+        if len(self._failed) < _REMEMBERED:
+            self._failed[running.key] = (now + REMEMBERED_SECONDS, error, running.request_id)
+
+    def _on_left(self, running: Running) -> None:
+        """A reader has gone; with the last one the run goes too, unless it is nearly done and will be kept."""
+        output = running.run.output
+        if output.readers:
+            return
+        if running.ended.is_set():
+            self._end_unread(running)
+        elif running.expected_until > time.monotonic():
+            return
+        elif running.is_ending:
+            # What is left is to keep the result, or to clean up.
+            return
+        elif output.is_spooling and running.run.fraction_done > NEARLY_DONE:
+            output.run_on()
+        else:
+            self._stop(running)
+
+    def _stop(self, running: Running) -> None:
+        """End a run that nobody reads. Whoever asks from now on gets another one: this one has nothing more to give."""
+        self._forget(running)
+        if running.task is not None:
+            # Not at once: a task that is cancelled before its first step never cleans up.
+            asyncio.get_running_loop().call_soon(running.task.cancel)
+
+    def _forget(self, running: Running) -> None:
+        """No further reader joins it."""
+        if running.key is not None and self._shared.get(running.key) is running:
+            del self._shared[running.key]
+
+    def _end_unread(self, running: Running) -> None:
+        if running.is_through and not running.is_prepared and not running.run.output.readers and running in self._all:
+            self._all.discard(running)
+            running.dispose()

@@ -1,0 +1,1 @@
+"""Versions of transforms: what they are known by, and where they are kept."""
