@@ -26,7 +26,7 @@ from shardmill.core.sources import InMemory, Slice
 from shardmill.core.specs import Spec
 from shardmill.core.values import Seconds, Size
 from shardmill.etl.engine import Engine
-from shardmill.etl.runs.registry import Reading
+from shardmill.etl.runs.running import Reading
 from shardmill.etl.versions.registry import Version, check_request
 
 REF = ObjectRef.parse("ais://shards/dir/shard-000000.tar")

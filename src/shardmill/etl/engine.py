@@ -32,13 +32,14 @@ from shardmill.etl.environments.environments import BuiltEnvironment, Environmen
 from shardmill.etl.environments.packages import Packages
 from shardmill.etl.failures import FailureLog
 from shardmill.etl.probes.object_probe import probe_object
-from shardmill.etl.probes.probe import SAMPLES, probe
+from shardmill.etl.probes.sample_probe import SAMPLES, probe_samples
 from shardmill.etl.processes.arenas import ARENA
 from shardmill.etl.processes.executables import identify_command
 from shardmill.etl.processes.staging import stage
 from shardmill.etl.runs.object_run import ObjectRun
 from shardmill.etl.runs.object_state import ObjectState
-from shardmill.etl.runs.registry import Plan, Runs
+from shardmill.etl.runs.plan import Plan
+from shardmill.etl.runs.registry import Runs
 from shardmill.etl.runs.run import Order, Run
 from shardmill.etl.runs.run_state import Budget, RunState, SampleFailed
 from shardmill.etl.runs.sample_run import SampleRun, ShardReader
@@ -355,7 +356,7 @@ class Engine:
         reader = ShardReader(source, self._threads)
         try:
             samples = await reader.advance(SAMPLES)
-            return await probe(version, environment, source, samples, url, self.pool)
+            return await probe_samples(version, environment, source, samples, url, self.pool)
         finally:
             await reader.close()
 

@@ -21,7 +21,8 @@ from shardmill.core.refs import ObjectRef
 from shardmill.core.sources import Source
 from shardmill.core.specs import SPEC_DIGITS, Spec, check_name
 from shardmill.etl.engine import Engine
-from shardmill.etl.runs.registry import Finished, Plan, Reading, RunCounts
+from shardmill.etl.runs.plan import Plan
+from shardmill.etl.runs.running import Finished, Reading, RunCounts
 from shardmill.etl.runs.statistics import EngineStatistics
 from shardmill.etl.versions.pipelines import build_pipeline
 from shardmill.etl.versions.registry import Version, check_request

@@ -18,7 +18,8 @@ from shardmill.etl.engine import Engine
 from shardmill.etl.environments.environments import Environment, Environments
 from shardmill.etl.environments.packages import Packages
 from shardmill.etl.processes.staging import stage
-from shardmill.etl.runs.registry import Plan, Reading
+from shardmill.etl.runs.plan import Plan
+from shardmill.etl.runs.running import Reading
 from shardmill.etl.versions.registry import Version, build_info, check_request, compute_digest
 from shardmill.etl.workers import pool
 from shardmill.etl.workers.pool import WorkerPool

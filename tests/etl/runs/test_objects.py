@@ -21,7 +21,7 @@ from shardmill.core.api import Kind, TransformRequest
 from shardmill.core.errors import BadRequest, ShardmillError, TransformFailed
 from shardmill.etl.engine import Engine
 from shardmill.etl.runs.holding import HOLD
-from shardmill.etl.runs.registry import Finished, Reading
+from shardmill.etl.runs.running import Finished, Reading
 from shardmill.etl.versions.registry import Version
 from tests.etl.judges import gnu_tar_is_content, tarfile_is_content
 from tests.etl.runs.test_registry import open_parts, plan_for

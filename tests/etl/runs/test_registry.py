@@ -16,7 +16,9 @@ import pytest
 from shardmill.core.errors import Busy, ServerError, ShardmillError, TransformFailed
 from shardmill.core.specs import Spec
 from shardmill.etl.engine import Engine
-from shardmill.etl.runs.registry import NEARLY_DONE, RETURN_SECONDS, Finished, Plan, Reading, RunCounts
+from shardmill.etl.runs.plan import Plan
+from shardmill.etl.runs.registry import NEARLY_DONE, RETURN_SECONDS
+from shardmill.etl.runs.running import Finished, Reading, RunCounts
 from shardmill.etl.runs.sample_run import SampleRun
 from shardmill.etl.versions.registry import Version
 from shardmill.storage.results import ResultStore

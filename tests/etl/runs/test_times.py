@@ -10,7 +10,7 @@ import pytest
 from shardmill.core.errors import TransformFailed
 from shardmill.core.specs import Spec
 from shardmill.etl.engine import Engine
-from shardmill.etl.runs.registry import Reading
+from shardmill.etl.runs.running import Reading
 from shardmill.etl.versions.registry import Version
 from tests.etl.support import REF, FileSource, bytes_of, open_engine, open_reading, read, register, write_shard
 

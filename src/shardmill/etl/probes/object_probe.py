@@ -8,7 +8,7 @@ from shardmill.core.api import ProbeReport
 from shardmill.core.errors import TransformFailed
 from shardmill.core.sources import Source
 from shardmill.etl.environments.environments import Environment
-from shardmill.etl.probes.probe import SEED, Pass
+from shardmill.etl.probes.passes import SEED, Pass
 from shardmill.etl.processes.arenas import Piece
 from shardmill.etl.runs.object_state import OBJECT
 from shardmill.etl.versions.registry import Version

@@ -5,245 +5,27 @@ that one nearly done is finished for whoever comes next. The last reader who lea
 """
 
 import asyncio
-import hashlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
-from shardmill.core.api import RunInfo
 from shardmill.core.errors import Busy, ServerError, ShardmillError
-from shardmill.core.refs import ObjectRef
-from shardmill.core.sources import ResultFiles, Slice, Source, Spool
-from shardmill.core.specs import SPEC_DIGITS, Spec
-from shardmill.etl.environments.environments import Environment
+from shardmill.core.sources import ResultFiles, Source, Spool
+from shardmill.etl.runs.plan import Plan
+from shardmill.etl.runs.remembering import RememberedFailures
 from shardmill.etl.runs.run import Run
-from shardmill.etl.runs.spool import Follower
-from shardmill.etl.versions.registry import FORMAT, Version
+from shardmill.etl.runs.running import Finished, Reading, Running
+from shardmill.etl.versions.registry import Version
 
 logger = logging.getLogger(__name__)
 
 NEARLY_DONE = 0.8  # of the source samples; a run past it is finished though nobody reads it
-REMEMBERED_SECONDS = 30.0  # a failure that the same input would give again is not computed again meanwhile
 PREPARED_SECONDS = 60.0  # that a run begun ahead waits for its reader
 WAIT_SECONDS = 30.0  # for a finished result, where only that will do
 RETURN_SECONDS = 10.0  # that a run goes on for a reader who was told to come again
 
 _RETRY_SECONDS = 2
-_REMEMBERED = 1000  # failures
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is to be run: everything that decides the bytes, and who may have them."""
-
-    version: Version
-    environment: Environment
-    environment_id: str
-    executable: str
-    """Of a command: what tells it from others of its name."""
-    ref: ObjectRef
-    spec: Spec
-    """Resolved; without `k`, which decides nothing."""
-    seed: int
-    source_version: str
-    is_repeatable: bool
-    """The same seed gives the same bytes, as far as is known."""
-    is_shared: bool
-    """The same bytes come again, so one run is enough for all."""
-    is_scratch: bool
-    """Of use for a while only, unless a second reader comes."""
-
-    @property
-    def key(self) -> str:
-        """64 hex digits over what decides the bytes; see `result_key`."""
-        return result_key(self)
-
-    @property
-    def origin(self) -> str | None:
-        """16 hex digits over what the bytes of one sample depend on beside seed and sample.
-
-        None: on more than that, or there are no samples.
-        """
-        if not self.is_repeatable or self.version.info.kind != "sample":
-            return None
-        spec = Spec("x", args=self.spec.args)
-        return result_key(replace(self, spec=spec))[:16]
-
-    @property
-    def shown_spec(self) -> str:
-        """As in URLs, without `k`."""
-        return str(replace(self.spec, digest=self.version.info.digest[:SPEC_DIGITS]))
-
-    @property
-    def facts(self) -> dict[str, str]:
-        """What is told of a kept result."""
-        return {
-            "transform": self.version.label,
-            "spec": self.shown_spec,
-            "bucket": str(self.ref.bucket),
-            "object": self.ref.key,
-            "version": self.source_version,
-            "environment": self.version.info.environment,
-        }
-
-
-def result_key(plan: Plan) -> str:
-    """The identity of a result: full digest, options, object and its version, environment, format of our own code."""
-    info = plan.version.info
-    spec = replace(plan.spec, name="x", digest=None, k=None)
-    parts = [
-        str(FORMAT),
-        info.digest,
-        str(plan.version.allow_pickle),
-        str(spec),
-        str(plan.ref.bucket),
-        plan.ref.key,
-        plan.source_version,
-        plan.environment_id,
-        plan.executable,
-    ]
-    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class RunCounts:
-    """Source samples of a run; of whole objects there is one."""
-
-    samples: int
-    """That gave something."""
-    failures: int
-    dropped: int
-
-    @property
-    def facts(self) -> dict[str, str]:
-        """As kept with a result."""
-        return {"samples": str(self.samples), "failures": str(self.failures), "dropped": str(self.dropped)}
-
-    @classmethod
-    def of(cls, facts: Mapping[str, str]) -> "RunCounts | None":
-        """As kept with a result; None: by a node that did not keep them."""
-        try:
-            return cls(int(facts["samples"]), int(facts["failures"]), int(facts["dropped"]))
-        except (KeyError, ValueError):
-            return None
-
-
-class Running:
-    """One run from its first reader to its last."""
-
-    def __init__(self, plan: Plan, run: Run, source: Source, request_id: str, key: str | None) -> None:
-        self.plan = plan
-        self.run = run
-        self.request_id = request_id
-        self.key = key
-        """None: it is nobody else's."""
-        self.is_scratch = plan.is_scratch
-        self.ended = asyncio.Event()
-        """The result is kept, or there is none; readers may still be reading."""
-        self.source = source
-        self.spool: Spool | None = None
-        self.task: asyncio.Task[None] | None = None
-        self.is_through = False
-        """Its task has nothing more to do."""
-        self.is_prepared = False
-        """It was begun before anybody asked, and nobody has yet."""
-        self.expected_until = 0.0
-        """Until then a reader who has left is expected back."""
-        self.is_given_up = False
-        """Nobody will ask for it."""
-        self.is_settled = asyncio.Event()
-        """Somebody has asked, or nobody will be waited for any more."""
-
-    @property
-    def is_ending(self) -> bool:
-        return self.run.output.is_complete or self.run.output.error is not None
-
-    @property
-    def counts(self) -> RunCounts:
-        counters = self.run.counters
-        return RunCounts(counters.samples, counters.failures, counters.dropped)
-
-    @property
-    def may_be_kept(self) -> bool:
-        """Its end may be that of a result; else it only waits for its readers, whoever comes included."""
-        return self.run.output.error is not None or self.run.output.is_spooling
-
-    def describe(self) -> RunInfo:
-        run, output = self.run, self.run.output
-        return RunInfo(
-            id=f"run-{run.number}",
-            transform=self.plan.version.label,
-            spec=self.plan.shown_spec,
-            bucket=str(self.plan.ref.bucket),
-            object=self.plan.ref.key,
-            state="failed" if output.error is not None else "ended" if output.is_complete else "running",
-            readers=output.readers,
-            ahead=self.is_prepared,
-            shared=self.key is not None,
-            started=run.started,
-            done=1.0 if output.is_complete else min(1.0, run.fraction_done),
-            statistics=run.snapshot(),
-            rate=run.rate,
-            published=output.published,
-            taken=int(min(output.fastest, output.published)),
-        )
-
-    def dispose(self) -> None:
-        """Give back memory and descriptor, once nobody reads and nothing works; called once."""
-        self.run.end_clock()
-        self.run.output.close()
-        if self.spool is not None:
-            self.spool.close()
-            self.spool = None
-
-
-class Reading:
-    """One reader's lease on a run. Resources: `close` it."""
-
-    def __init__(self, running: Running, follower: Follower, leave: Callable[[Running], None]) -> None:
-        self.number = running.run.number
-        self.seed = running.run.seed
-        self.running = running
-        self._follower = follower
-        self._leave = leave
-        self._is_closed = False
-
-    async def start(self) -> None:
-        """Return when the first bytes may be sent; raises what failed before."""
-        await self._follower.start()
-
-    async def next(self) -> Slice | None:
-        """The next bytes, valid until more are asked for; None at the end. Raises when the run fails midway."""
-        return await self._follower.next()
-
-    @property
-    def done(self) -> float:
-        """How much of the work is done, 0 to 1; 0 where that is not known."""
-        return 1.0 if self.running.run.output.is_complete else min(1.0, self.running.run.fraction_done)
-
-    @property
-    def counts(self) -> "RunCounts":
-        """What the run has come to until now."""
-        return self.running.counts
-
-    async def wait_kept(self) -> None:
-        """Return when the result is kept; raises why it never will be."""
-        await self._follower.wait_complete()
-        await self.running.ended.wait()
-
-    def close(self) -> None:
-        if not self._is_closed:
-            self._is_closed = True
-            self._follower.close()
-            self._leave(self.running)
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A finished result, opened; the receiver closes its source."""
-
-    source: Source
 
 
 class Runs:
@@ -277,7 +59,7 @@ class Runs:
         self._shared: dict[str, Running] = {}
         self._all: set[Running] = set()
         self._prepared: dict[str, Running] = {}
-        self._failed: dict[str, tuple[float, ShardmillError, str]] = {}
+        self._failed = RememberedFailures(link)
         self.outcomes = {"ended": 0, "failed": 0, "abandoned": 0}
         """Runs since the start."""
         self.reads = {"hit": 0, "joined": 0, "started": 0}
@@ -451,7 +233,7 @@ class Runs:
         # A patient reader makes nothing that is worth keeping of what was scratch.
         is_first = is_patient
         while True:
-            self._raise_remembered(key, request_id)
+            self._failed.raise_known(key, request_id)
             running = self._shared.get(key)
             if running is not None:
                 is_first |= self._take_prepared(plan, request_id) is not None
@@ -472,17 +254,6 @@ class Runs:
                 if not is_first:
                     files.keep(key)
                 return Finished(source)
-
-    def _raise_remembered(self, key: str, request_id: str) -> None:
-        known = self._failed.get(key)
-        if known is None:
-            return
-        until, error, first_request = known
-        if time.monotonic() > until:
-            del self._failed[key]
-            return
-        self._link(request_id, first_request)
-        raise type(error)(error.message, traceback=error.traceback)
 
     def _read(self, running: Running, *, waits_for_all: bool, is_patient: bool) -> Reading:
         follower = running.run.output.follow(waits_for_all=waits_for_all, is_patient=is_patient)
@@ -521,7 +292,8 @@ class Runs:
             await run.work(running.spool)
             outcome = "failed" if output.error is not None else "ended"
             if output.error is not None:
-                self._remember(running, output.error)
+                if running.key is not None and run.state.is_fault_of_input:
+                    self._failed.remember(running.key, output.error, running.request_id)
             elif running.key is not None and running.spool is not None and output.spooled == output.published:
                 is_kept = await self._keep(running, running.spool)
         finally:
@@ -569,15 +341,6 @@ class Runs:
             logger.info("the result of run %d is not kept: %s", running.run.number, error)
             return False
         return True
-
-    def _remember(self, running: Running, error: ShardmillError) -> None:
-        if running.key is None or not running.run.state.is_fault_of_input:
-            return
-        now = time.monotonic()
-        for key in [key for key, (until, _, _) in self._failed.items() if until < now]:
-            del self._failed[key]
-        if len(self._failed) < _REMEMBERED:
-            self._failed[running.key] = (now + REMEMBERED_SECONDS, error, running.request_id)
 
     def _on_left(self, running: Running) -> None:
         """A reader has gone; with the last one the run goes too, unless it is nearly done and will be kept."""
