@@ -20,7 +20,11 @@ class Source(Protocol):
 
     @property
     def descriptor(self) -> int:
-        """Readable by `os.pread` where bytes were ensured, and not before any were; payload byte 0 is at `offset` 0."""
+        """Readable by `os.pread` where bytes were ensured, and not before any were; payload byte 0 is at `offset` 0.
+
+        Ensuring more may make it another one, where all that was ensured and not released can be read; the former stays
+        valid for what could be read there.
+        """
         ...
 
     @property

@@ -167,12 +167,14 @@ class Sender:
             for bound, is_end in ((max(0, stop - SMALL), False), (stop, True)):
                 if is_end:
                     await source.ensure(ensured, stop)
+                    file.descriptor = source.descriptor
                     await source.check_unchanged()
                     ensured = stop
                 while not file.is_done(bound):
                     if file.position >= ensured:
                         source.release(file.position)
                         ensured = await source.ensure_some(file.position, min(bound, file.position + AHEAD))
+                        file.descriptor = source.descriptor
                     part = min(bound, ensured)
                     work = loop.run_in_executor(self._threads, partial(file.send_some, part, PER_CALL, is_end=is_end))
                     sent = await seen_through(work)

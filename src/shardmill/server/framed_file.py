@@ -31,8 +31,9 @@ class FramedFile:
     def __init__(self, sock: int, buffer: int, descriptor: int) -> None:
         self.position = 0
         """Bytes that were read, or sent unread."""
+        self.descriptor = descriptor
+        """Of the file; may become another one with the same bytes from `position` on."""
         self._sock = sock
-        self._descriptor = descriptor
         self._stretches = Stretches()
         self._stretches.limit = whole_limit(buffer)
         self._read = _MANY
@@ -76,7 +77,7 @@ class FramedFile:
         size = min(self._read, stop - self.position)
         self._read = _MANY
         if size > 0:
-            data = os.pread(self._descriptor, size, self.position)
+            data = os.pread(self.descriptor, size, self.position)
             if len(data) != size:
                 raise OSError("the file ends early")
             self.position += size
@@ -101,7 +102,7 @@ class FramedFile:
         size = min(self._stretches.free, stop - self.position, most)
         while size:
             try:
-                sent = os.sendfile(self._sock, self._descriptor, self.position, size)
+                sent = os.sendfile(self._sock, self.descriptor, self.position, size)
             except BlockingIOError:
                 if not self._poller.poll(NO_ROOM_MILLISECONDS):
                     return 0

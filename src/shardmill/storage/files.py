@@ -29,9 +29,14 @@ def disk_errors(what: str) -> Iterator[None]:
         raise disk_error(error, what) from error
 
 
+def is_full(error: OSError) -> bool:
+    """Whether an error tells of a disk, a quota or a file size limit that is full."""
+    return error.errno in _FULL
+
+
 def disk_error(error: OSError, what: str) -> ShardmillError:
     """What an error of the operating system is to a node."""
-    if error.errno in _FULL:
+    if is_full(error):
         return InsufficientStorage(f"{what}: the disk is full; nothing was changed")
     if error.errno in _SCARCE:
         return Busy(f"{what}: {os.strerror(error.errno)}; ask again", retry_after=1)

@@ -296,6 +296,8 @@ class _Headers:
             return await finish(step)
         except _NotThere as missing:
             stop = min(self._source.meta.size, missing.stop + _AHEAD)
+            # Headers are read once, in order.
+            self._source.release(missing.start)
             await self._source.ensure(missing.start, stop)
             self._there = missing.start, stop
             return True

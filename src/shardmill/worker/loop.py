@@ -90,14 +90,20 @@ class Worker:
                 for offset in head["regions"]:
                     self._arena.release(offset)
             case "source":
-                self._sources[head["source"]] = self._connection.descriptors.popleft()
+                descriptor, former = self._connection.descriptors.popleft(), self._sources.get(head["source"])
+                if former is not None:
+                    # Its bytes are elsewhere now; whoever is in the middle of them goes on there.
+                    os.dup2(descriptor, former, inheritable=os.get_inheritable(former))
+                    os.close(descriptor)
+                    descriptor = former
+                self._sources[head["source"]] = descriptor
                 self._urls[head["source"]] = (head["key"], head["url"])
             case "forget":
                 self._urls.pop(head["source"], None)
-                descriptor = self._sources.pop(head["source"], None)
-                if descriptor is not None:
+                former = self._sources.pop(head["source"], None)
+                if former is not None:
                     with contextlib.suppress(OSError):
-                        os.close(descriptor)
+                        os.close(former)
             case _:
                 return False
         return True

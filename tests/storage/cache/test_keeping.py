@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +18,9 @@ import pytest
 from shardmill.core.errors import Busy, InsufficientStorage
 from shardmill.core.refs import Bucket
 from shardmill.storage.cache.disk import CacheDisk
-from shardmill.storage.cache.entry import WINDOW
 from shardmill.storage.cache.policy import CachePolicy
 from shardmill.storage.cache.store import CachedBucket
+from shardmill.storage.cache.window import WINDOW
 from tests.storage.cache.support import MIB, disk_use, is_settled, make, open_cache, read, read_source, run, wait_until
 from tests.storage.cache.web import Served, Web, WebOrigin, web
 from tests.storage.full_disk import small_disk
@@ -119,6 +120,65 @@ def test_a_torn_file_is_swept(tmp_path: Path) -> None:
             (path,) = (found for found in tmp_path.rglob("*") if found.is_file())
             path.unlink()
             assert await read(store, "key") == data
+
+    with web() as origin:
+        origin.objects["key"] = Served(data, "v1")
+        run(story())
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+@pytest.mark.parametrize("done", ["removed", "cut", "all gone"])
+def test_what_somebody_tidies_up_by_hand_is_fetched_again(tmp_path: Path, is_whole: bool, done: str) -> None:
+    data = make(5 * MIB)
+    stop = len(data) if is_whole else 3 * MIB
+
+    def tidy() -> None:
+        for path in [path for path in tmp_path.rglob("*") if path.is_file()]:
+            if done != "cut":
+                path.unlink()
+            elif path.suffix != ".log":
+                os.truncate(path, MIB + 1)
+        if done == "all gone":
+            shutil.rmtree(tmp_path / "bucket")
+
+    async def story() -> None:
+        async with open_cache(origin, tmp_path, NEVER) as store:
+            await store.head("key")
+            # It has not asked for bytes when others have brought them.
+            early = await store.open("key")
+            assert await read(store, "key", 0, stop) == data[:stop]
+            await wait_until(lambda: is_settled(store))
+            tidy()
+            assert await read_source(early) == data
+            early.close()
+            await wait_until(lambda: is_settled(store))
+            tidy()
+            assert await read(store, "key") == data
+            await wait_until(lambda: is_settled(store))
+            assert store.disk.used == disk_use(tmp_path)
+            origin.reset()
+            assert await read(store, "key") == data
+            assert origin.sent == 0
+
+    with web() as origin:
+        origin.objects["key"] = Served(data, "v1")
+        run(story())
+
+
+def test_what_is_noted_behind_a_note_that_was_cut_is_kept(tmp_path: Path) -> None:
+    data = make(10 * MIB)
+
+    async def story() -> None:
+        async with open_cache(origin, tmp_path) as store:
+            assert await read(store, "key", 0, 2 * MIB) == data[: 2 * MIB]
+            await wait_until(lambda: is_settled(store))
+            (log,) = tmp_path.rglob("*.log")
+            with log.open("ab") as file:
+                file.write(b"a half")
+            assert await read(store, "key", 3 * MIB, 5 * MIB) == data[3 * MIB : 5 * MIB]
+            await wait_until(lambda: is_settled(store))
+        async with open_cache(origin, tmp_path) as store:
+            assert store.cached_ranges("key") == [(0, 2 * MIB), (3 * MIB, 5 * MIB)]
 
     with web() as origin:
         origin.objects["key"] = Served(data, "v1")

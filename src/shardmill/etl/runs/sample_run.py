@@ -107,6 +107,8 @@ class SampleRun(Run):
     def on_results(self, batch: Batch, results: list[tuple[int, Result]], seconds: StageSeconds) -> None:
         self._count(_counted(results, seconds))
         self.state.add_results(batch, results, seconds.read + seconds.decode + seconds.user + seconds.encode)
+        # What is done in order is not read again, whatever becomes of a worker.
+        self._source.release(self.state.offset)
         self._settle()
 
     def on_lost(self, batch: Batch, loss: Loss | None) -> None:
@@ -151,6 +153,7 @@ class SampleRun(Run):
             if not samples:
                 raise SampleOutOfRange(f"{self.source_key} has {start - left} samples; start={start} is past its end")
             left -= len(samples)
+            self._source.release(samples[-1].fields[-1].member.offset)
 
     async def _end_feeding(self) -> None:
         await self._reader.close()

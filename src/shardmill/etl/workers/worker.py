@@ -78,7 +78,8 @@ class WorkerProcess:
         self._on_change = on_change
         self._batches: deque[tuple[Work, Batch]] = deque()
         self._collected: dict[int, list[Piece]] = {}
-        self._sources: set[int] = set()
+        self._sources: dict[int, int] = {}
+        """Numbers of works whose source it has, and the descriptors that were sent."""
         self._released: list[int] = []
         self._held: dict[int, Piece] = {}
         self._received = 0
@@ -190,10 +191,7 @@ class WorkerProcess:
     def submit(self, work: Work, batch: Batch) -> None:
         """Give it a batch; results arrive at `work.on_results`."""
         assert self._channel is not None and self._output is not None
-        if work.number not in self._sources:
-            self._sources.add(work.number)
-            head = {"t": "source", "source": work.number, "key": work.source_key, "url": work.source_url}
-            self._channel.send(head, descriptors=(work.source_descriptor,))
+        self._give_source(work)
         if not self._batches:
             self._progress_at = time.monotonic()
             self._printed_before = self._output.total
@@ -213,6 +211,15 @@ class WorkerProcess:
                 "samples": [[sample.ordinal, sample.key, _describe(sample)] for sample in batch.samples],
             }
         )
+
+    def _give_source(self, work: Work) -> None:
+        """Send the descriptor that its bytes are in now, unless it has it."""
+        assert self._channel is not None
+        descriptor = work.source_descriptor
+        if self._sources.get(work.number) != descriptor:
+            self._sources[work.number] = descriptor
+            head = {"t": "source", "source": work.number, "key": work.source_key, "url": work.source_url}
+            self._channel.send(head, descriptors=(descriptor,))
 
     def _give_object(self, work: Work, whole: Whole, batch: Batch, released: list[int]) -> None:
         assert self._channel is not None
@@ -248,12 +255,13 @@ class WorkerProcess:
             released, self._released = self._released, []
             self._told = (whole.available, max(allowed, whole.allowed))
             self._is_waiting = False
+            self._give_source(self._batches[0][0])
             self._channel.send({"t": "go", "release": released, "available": whole.available, "allowed": self._told[1]})
 
     def forget(self, work: Work) -> None:
         """The work is over: close its source; batches of it that are still in work are of no use to anyone."""
         if work.number in self._sources and self._channel is not None:
-            self._sources.discard(work.number)
+            del self._sources[work.number]
             if work.number in self.works:
                 # It may be deep in a batch that nobody wants; another is started in milliseconds.
                 self.kill(None)

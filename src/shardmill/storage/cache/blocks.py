@@ -3,7 +3,7 @@
 A block is there when all its bytes were written and hashed. Of one that is arriving, the first bytes may be read, too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from shardmill.storage.trailer import BLOCK
 
@@ -86,6 +86,10 @@ class Blocks:
         """So many bytes of an arriving block are there."""
         self._begun[block] = size
 
+    def begun(self, block: int) -> int:
+        """Bytes of an arriving block that are there."""
+        return self._begun.get(block, 0)
+
     def add(self, block: int, digest: bytes) -> None:
         """A block was written whole; read back later, it is right if it has this hash."""
         self._begun.pop(block, None)
@@ -120,11 +124,17 @@ class Blocks:
 
     def ranges(self) -> list[tuple[int, int]]:
         """Bytes [start, stop) that are there, in order."""
+        return self.runs(THERE, 0, self.count)
+
+    def runs(self, state: int, first: int, last: int, *, without: Collection[int] = ()) -> list[tuple[int, int]]:
+        """Bytes [start, stop) of the blocks of that state in [first, last), but for some, in order."""
         found: list[tuple[int, int]] = []
-        first = 0
-        while (run := self.next_run(THERE, first, self.count, self.count)) is not None:
-            first = run[1]
-            found.append((run[0] * BLOCK, min(self.size, run[1] * BLOCK)))
+        while (run := self.next_run(state, first, last, self.count)) is not None:
+            begin, first = run
+            for end in [*sorted(block for block in without if begin <= block < first), first]:
+                if begin < end:
+                    found.append((begin * BLOCK, min(self.size, end * BLOCK)))
+                begin = end + 1
         return found
 
     def _put(self, block: int, state: int) -> None:

@@ -116,6 +116,12 @@ class CacheDisk:
         self._free -= size
         await self.remove(victims)
 
+    async def make_room(self, size: int) -> None:
+        """Look at the disk, which others have filled, and let leave what has to for so much more."""
+        self._free_until = 0.0
+        await self.take(size)
+        self.give_back(size)
+
     def load_leftovers(self, names: Collection[str]) -> None:
         """Blocking: count what is there of other buckets than those in directories `names`; it may leave."""
         for folder in self.directory.iterdir():

@@ -9,9 +9,9 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterable, Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from shardmill.core.errors import (
     Conflict,
@@ -24,19 +24,18 @@ from shardmill.core.errors import (
 from shardmill.core.origins import OriginRead
 from shardmill.storage.cache import files
 from shardmill.storage.cache.blocks import ABSENT, ARRIVING, THERE, WANTED, Blocks
-from shardmill.storage.cache.pieces import PieceWriter, Queue, cut, punch
+from shardmill.storage.cache.pieces import PieceWriter, Queue, allocate, copy, cut, punch
 from shardmill.storage.cache.record import CacheRecord
 from shardmill.storage.cache.upstream import Reader, Stream, Upstream, Waiter
+from shardmill.storage.cache.window import Window
 from shardmill.storage.files import disk_error
 from shardmill.storage.steps import finish, opened
 from shardmill.storage.trailer import BLOCK
 
 logger = logging.getLogger(__name__)
-Value = TypeVar("Value")
 
 PIECE = 32 << 20  # bytes of one read of a large object
 SINGLE = 64 << 20  # bytes; what is no larger comes with one read
-WINDOW = 32 << 20  # bytes in memory of an object that passes through
 NEARLY = 0.8  # share that is there, from which on a fill without readers is finished
 
 _TOUCH_SECONDS = 60.0  # between notes on the disk of the last use
@@ -54,8 +53,9 @@ class Entry:
         blocks: None: all are there, and their hashes are in the file.
         takes_ranges: False: its origin gives it from the beginning only.
         is_versioned: Pieces of two reads may be put together.
+        is_made: Its file is there.
         is_pinned: It is never evicted.
-        on_gone: Called once when one that passes through is not open any more.
+        window: Of one that passes through.
     """
 
     def __init__(
@@ -68,8 +68,9 @@ class Entry:
         blocks: Blocks | None,
         takes_ranges: bool = True,
         is_versioned: bool = True,
+        is_made: bool = False,
         is_pinned: bool = False,
-        on_gone: Callable[[], None] | None = None,
+        window: Window | None = None,
     ) -> None:
         self.record = record
         self.meta = record.meta
@@ -88,6 +89,7 @@ class Entry:
         self._upstream = upstream
         self._blocks = blocks
         self._file: files.Opened | None = None
+        self._is_made = is_made
         self._opening = asyncio.Lock()
         self._reserving = asyncio.Lock()
         self._readers: list[Reader] = []
@@ -101,10 +103,7 @@ class Entry:
         """A read failed: what nobody waits for is not fetched."""
         self._is_gone = False
         self._touched = 0.0
-        self._low = 0
-        """Of one that passes through: bytes before it are given up."""
-        self._moved = asyncio.Event()
-        self._on_gone = on_gone
+        self._window = window
 
     # What it is.
 
@@ -166,13 +165,19 @@ class Entry:
 
         Raises:
             FileNotFoundError: Somebody removed its file.
+            InsufficientStorage: There is no room for one.
         """
         self.leases += 1
         try:
             async with self._opening:
                 if self._file is None:
-                    opening = asyncio.ensure_future(self._upstream.in_thread(self._open_file))
-                    self._file = await opened(opening, files.Opened.close)
+                    try:
+                        self._file = await self._open()
+                    except InsufficientStorage:
+                        # A name takes little, but there may be nothing.
+                        await self._upstream.disk.make_room(BLOCK)
+                        self._file = await self._open()
+                    self._is_made = True
                     if self._blocks is None:
                         self._blocks = Blocks(self.meta.size, self._file.hashes)
             if self.blocks.is_complete and self.log is not None:
@@ -218,9 +223,14 @@ class Entry:
         if self._is_gone:
             self._upstream.disk.give_back(self.taken)
             self.taken = 0
-        on_gone, self._on_gone = self._on_gone, None
-        if on_gone is not None:
-            on_gone()
+        window, self._window = self._window, None
+        if window is not None:
+            window.close()
+
+    def _punch(self, state: int, first: int, last: int) -> None:
+        """Give back what the disk holds of blocks of that state, but not of those that somebody may be reading."""
+        for start, stop in self.blocks.runs(state, first, last, without=self._torn) if self._file is not None else ():
+            punch(self.descriptor, start, stop)
 
     def _punch_torn(self, descriptor: int) -> None:
         """Give back what came of blocks that did not come whole: it takes room that is not counted.
@@ -240,12 +250,16 @@ class Entry:
             with contextlib.suppress(OSError):
                 os.utime(descriptor)
 
+    async def _open(self) -> files.Opened:
+        opening = asyncio.ensure_future(self._upstream.in_thread(self._open_file))
+        return await opened(opening, files.Opened.close)
+
     def _open_file(self) -> files.Opened:
         if self.path is None:
             return files.open_passing(self.meta.size)
         if self.log is None:
-            return files.open_finished(self.path, needs_hashes=self._blocks is None)
-        return files.open_part(self.path, self.log, self.record)
+            return files.open_finished(self.path, self.meta.size, needs_hashes=self._blocks is None)
+        return files.open_part(self.path, self.log, self.record, is_new=not self._is_made)
 
     # What is wanted of it.
 
@@ -291,12 +305,28 @@ class Entry:
             size = blocks.room(first, last, ABSENT)
             if not size:
                 return
-            await self._upstream.disk.take(size)
+            try:
+                await self._take(size, first, last)
+            except InsufficientStorage:
+                # Others have taken what was free a moment ago.
+                await self._upstream.disk.make_room(size)
+                await self._take(size, first, last)
             # What was lost meanwhile is not wanted twice.
             wanted = blocks.room(first, last, ABSENT)
             blocks.turn(first, last, ABSENT, WANTED)
             self.taken += wanted
             self._upstream.disk.give_back(size - wanted)
+
+    async def _take(self, size: int, first: int, last: int) -> None:
+        """Take `size` bytes for what is absent of blocks [first, last), of the disk, too, which others may fill."""
+        disk = self._upstream.disk
+        await disk.take(size)
+        try:
+            await finish(disk.in_thread(allocate, self.descriptor, self.blocks.runs(ABSENT, first, last)))
+        except BaseException:
+            disk.give_back(size)
+            self._punch(ABSENT, first, last)
+            raise
 
     async def wait(self, reader: Reader, start: int, need: int, stop: int) -> None:
         """Return when bytes [start, need) are there; bytes until `stop` are fetched, too.
@@ -308,8 +338,8 @@ class Entry:
         while self.blocks.reach(start, need) < need:
             if self.lost is not None:
                 raise self.lost
-            if self.is_passing and not self._low <= start <= need <= self._low + WINDOW:
-                raise InsufficientStorage(f"{self._label}: there is no room on the disk for all that is read of it")
+            if self._window is not None:
+                self._window.reach(start, need)
             first, last = self.blocks.span(start, stop)
             await self.reserve(first, last)
             reader.want(first, last)
@@ -342,15 +372,13 @@ class Entry:
 
     def release(self, position: int) -> None:
         """Of one that passes through: bytes before `position` are not read again."""
-        if not self.is_passing or position // BLOCK <= self._low // BLOCK:
+        gone = None if self._window is None else self._window.move(position)
+        if gone is None:
             return
-        first, last = self._low // BLOCK, position // BLOCK
-        self._low = last * BLOCK
-        for block in range(first, last):
+        for block in range(*gone):
             if self.blocks.state(block) == THERE:
                 self.blocks.drop(block)
-        punch(self.descriptor, first * BLOCK, last * BLOCK)
-        self._moved.set()
+        punch(self.descriptor, gone[0] * BLOCK, gone[1] * BLOCK)
 
     # How it comes.
 
@@ -436,7 +464,7 @@ class Entry:
             if self.is_versioned and read.facts.version != self.version:
                 raise ObjectChanged(f"{self._label} was replaced at its origin")
             if stream.owned:
-                await self._copy(stream, read)
+                await copy(read, partial(self._write, stream))
             if stream.owned:
                 raise ServerError(f"{self._label}: its origin gave fewer bytes than it announced")
             self._is_careful = False
@@ -448,24 +476,6 @@ class Entry:
                 raise
         else:
             self._end(stream, None)
-
-    async def _copy(self, stream: Stream, pieces: AsyncIterable[memoryview]) -> None:
-        queue = Queue()
-        reading = asyncio.ensure_future(_read(pieces, queue))
-        writing = asyncio.ensure_future(self._write(stream, queue))
-        try:
-            await asyncio.wait((reading, writing), return_when=asyncio.FIRST_EXCEPTION)
-            if reading.done():
-                # What has come is worth its while, whatever ended it.
-                await asyncio.wait((writing,))
-        finally:
-            reading.cancel()
-            writing.cancel()
-            await finish(asyncio.wait((reading, writing)))
-        errors = [task.exception() for task in (writing, reading) if not task.cancelled()]
-        for error in errors:
-            if error is not None:
-                raise error
 
     async def _write(self, stream: Stream, queue: Queue) -> None:
         """A task: pieces to the disk, and word of them to who waits."""
@@ -479,7 +489,8 @@ class Entry:
                 pieces, writer.position, stream.owned, owns_all=len(stream.owned) == stream.last - stream.next
             ):
                 if batch.is_owned:
-                    await self._room_ahead(writer.position)
+                    if self._window is not None:
+                        await self._window.wait_for(writer.position)
                     # The thread uses the descriptor, so it is waited for.
                     found = await finish(self._upstream.in_thread(writer.write, batch.pieces))
                     self._add(stream, found)
@@ -499,12 +510,6 @@ class Entry:
             stream.owned.discard(block)
             self.blocks.add(block, digest)
 
-    async def _room_ahead(self, position: int) -> None:
-        """Of one that passes through: wait until its reader has come near."""
-        while self.is_passing and position >= self._low + WINDOW:
-            self._moved.clear()
-            await self._moved.wait()
-
     def _wake(self) -> None:
         for waiter in list(self._waiters):
             if self.blocks.reach(waiter.position, waiter.need) >= waiter.need:
@@ -518,9 +523,9 @@ class Entry:
             return
         self._streams.remove(stream)
         begun = [block for block in stream.owned if self.blocks.state(block) == ARRIVING]
+        self._torn.update(block for block in begun if self.blocks.begun(block))
         for block in begun:
             self.blocks.drop(block, into=WANTED)
-        self._torn.update(begun)
         if isinstance(error, ObjectChanged | ObjectNotFound):
             self._lose(Conflict(f"{self._label} was replaced at its origin while it was read; read it again"))
         elif isinstance(error, Conflict):
@@ -567,6 +572,7 @@ class Entry:
             return
         size = self.blocks.room(0, self.blocks.count, WANTED)
         if size:
+            self._punch(WANTED, 0, self.blocks.count)
             self.blocks.turn(0, self.blocks.count, WANTED, ABSENT)
             self.taken -= size
             self._upstream.disk.give_back(size)
@@ -580,22 +586,18 @@ class Entry:
 
         async def publish() -> None:
             hashes = bytes(self.blocks.hashes)
-            final = await self._upstream.in_thread(files.publish, self.descriptor, path, log, self.record, hashes)
-            self.path = final
+            try:
+                self.path = await self._upstream.disk.in_thread(
+                    files.publish, self.descriptor, path, log, self.record, hashes
+                )
+            except InsufficientStorage:
+                # All can be read; what is missing is what it would be known by after a reboot.
+                self.log = log
             if self._is_gone:
-                await self._upstream.disk.unlink([final])
+                await self._upstream.disk.unlink([found for found in (self.path, self.log) if found is not None])
 
         await finish(publish())
 
     @property
     def _label(self) -> str:
         return f"{self._upstream.bucket}/{self.key}"
-
-
-async def _read(pieces: AsyncIterable[memoryview], queue: Queue) -> None:
-    """A task: pieces from the origin to who writes them."""
-    try:
-        async for piece in pieces:
-            await queue.put(piece)
-    finally:
-        queue.end()

@@ -10,7 +10,7 @@ import xxhash
 from shardmill.core.errors import CorruptObject
 from shardmill.storage.cache.blocks import Blocks
 from shardmill.storage.cache.record import CacheRecord, begin_log, pack_record, read_record
-from shardmill.storage.files import disk_errors
+from shardmill.storage.files import disk_errors, write_all
 from shardmill.storage.trailer import BLOCK
 
 
@@ -36,13 +36,13 @@ def open_passing(size: int) -> Opened:
     return Opened(descriptor)
 
 
-def open_finished(path: Path, *, needs_hashes: bool) -> Opened:
+def open_finished(path: Path, size: int, *, needs_hashes: bool) -> Opened:
     """A finished file.
 
     Raises:
         FileNotFoundError: It is not there, or not what it was.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    descriptor = _open_existing(path, size)
     if not needs_hashes:
         return Opened(descriptor)
     try:
@@ -52,10 +52,20 @@ def open_finished(path: Path, *, needs_hashes: bool) -> Opened:
         raise FileNotFoundError from None
 
 
-def open_part(path: Path, log: Path, record: CacheRecord) -> Opened:
-    """A file with holes, which is made with its log if it is not there."""
+def open_part(path: Path, log: Path, record: CacheRecord, *, is_new: bool) -> Opened:
+    """A file with holes, and its log.
+
+    Args:
+        is_new: Make them.
+
+    Raises:
+        FileNotFoundError: The file is not there, or not what it was.
+    """
+    descriptor = None if is_new else _open_existing(path, record.size)
     with disk_errors("the cache"):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if descriptor is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             notes = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         except BaseException:
@@ -65,7 +75,7 @@ def open_part(path: Path, log: Path, record: CacheRecord) -> Opened:
         try:
             if os.fstat(notes).st_size == 0:
                 os.ftruncate(descriptor, record.size)
-                os.write(notes, begin_log(record))
+                write_all(notes, begin_log(record))
         except BaseException:
             found.close()
             raise
@@ -74,7 +84,10 @@ def open_part(path: Path, log: Path, record: CacheRecord) -> Opened:
 
 def publish(descriptor: int, path: Path, log: Path, record: CacheRecord, hashes: bytes) -> Path:
     """Make a file that has no holes any more a finished one; returns where it is then."""
-    os.pwrite(descriptor, pack_record(record, hashes), record.size)
+    packed = pack_record(record, hashes)
+    written = 0
+    while written < len(packed):
+        written += os.pwrite(descriptor, packed[written:], record.size + written)
     final = path.parent.parent / path.name[:2] / path.name
     final.parent.mkdir(exist_ok=True)
     os.rename(path, final)
@@ -93,3 +106,12 @@ def find_wrong(descriptor: int, blocks: Blocks, numbers: Sequence[int]) -> set[i
             if len(data) != size or digest != blocks.digest(number):
                 wrong.add(number)
     return wrong
+
+
+def _open_existing(path: Path, size: int) -> int:
+    """Its descriptor; raises FileNotFoundError where somebody removed it or cut it short."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    if os.fstat(descriptor).st_size < size:
+        os.close(descriptor)
+        raise FileNotFoundError
+    return descriptor

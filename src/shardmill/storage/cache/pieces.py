@@ -5,18 +5,22 @@ Pieces are hashed by block as they are written, and a block is noted in its log 
 
 import asyncio
 import ctypes
+import errno
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import xxhash
 
 from shardmill.storage.cache.record import note
+from shardmill.storage.files import is_full, write_all
+from shardmill.storage.steps import finish
 from shardmill.storage.trailer import BLOCK
 
 _MAX_QUEUED = 4 << 20  # bytes read ahead of the disk, of one read
 _MAX_PIECES = 512  # buffers in one call of the kernel
-_PUNCH = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+_KEEP_SIZE, _PUNCH = 0x01, 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE; with FALLOC_FL_PUNCH_HOLE
+_UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -53,6 +57,34 @@ class Queue:
         return taken
 
 
+async def copy(pieces: AsyncIterable[memoryview], write: Callable[[Queue], Awaitable[None]]) -> None:
+    """Read pieces while `write` takes them from a queue; raises what either of them does, the writer's first."""
+    queue = Queue()
+    reading = asyncio.ensure_future(_read(pieces, queue))
+    writing = asyncio.ensure_future(write(queue))
+    try:
+        await asyncio.wait((reading, writing), return_when=asyncio.FIRST_EXCEPTION)
+        if reading.done():
+            # What has come is worth its while, whatever ended it.
+            await asyncio.wait((writing,))
+    finally:
+        reading.cancel()
+        writing.cancel()
+        await finish(asyncio.wait((reading, writing)))
+    errors = [task.exception() for task in (writing, reading) if not task.cancelled()]
+    for error in errors:
+        if error is not None:
+            raise error
+
+
+async def _read(pieces: AsyncIterable[memoryview], queue: Queue) -> None:
+    try:
+        async for piece in pieces:
+            await queue.put(piece)
+    finally:
+        queue.end()
+
+
 @dataclass(slots=True)
 class PieceWriter:
     """Writes consecutive bytes of one object, from the start of a block on; blocking."""
@@ -80,7 +112,12 @@ class PieceWriter:
                     self._hasher.reset()
                 view = view[len(part) :]
         if found and self.log is not None:
-            os.write(self.log, b"".join(note(block, digest) for block, digest in found))
+            try:
+                write_all(self.log, b"".join(note(block, digest) for block, digest in found))
+            except OSError as error:
+                if not is_full(error):
+                    raise
+                # The blocks are there; the next process will not know, and fetch them again.
         return found
 
     def finish(self) -> bytes:
@@ -92,6 +129,8 @@ def _write_all(descriptor: int, pieces: Sequence[memoryview], offset: int) -> No
     left = list(pieces)
     while left:
         written = os.pwritev(descriptor, left, offset)
+        if not written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         offset += written
         while left and written >= len(left[0]):
             written -= len(left.pop(0))
@@ -99,11 +138,31 @@ def _write_all(descriptor: int, pieces: Sequence[memoryview], offset: int) -> No
             left[0] = left[0][written:]
 
 
+def allocate(descriptor: int, runs: Sequence[tuple[int, int]]) -> None:
+    """Take the disk of bytes [start, stop) now, where the file system can; blocking.
+
+    Raises:
+        OSError: There is none; some of it may be taken all the same.
+    """
+    for start, stop in runs:
+        while error := _fallocate(descriptor, _KEEP_SIZE, start, stop):
+            if error in _UNSUPPORTED:
+                return
+            if error != errno.EINTR:
+                raise OSError(error, os.strerror(error))
+
+
 def punch(descriptor: int, start: int, stop: int) -> None:
     """Give back the memory, or disk, of bytes [start, stop)."""
-    _libc.fallocate(
-        ctypes.c_int(descriptor), ctypes.c_int(_PUNCH), ctypes.c_longlong(start), ctypes.c_longlong(stop - start)
+    _fallocate(descriptor, _PUNCH, start, stop)
+
+
+def _fallocate(descriptor: int, mode: int, start: int, stop: int) -> int:
+    """Returns the number of the error; 0: done."""
+    failed: int = _libc.fallocate(
+        ctypes.c_int(descriptor), ctypes.c_int(mode), ctypes.c_longlong(start), ctypes.c_longlong(stop - start)
     )
+    return ctypes.get_errno() if failed else 0
 
 
 @dataclass(slots=True)

@@ -130,12 +130,16 @@ def boot_id() -> str:
 
 
 def _notes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    for start in range(0, len(data) - _NOTE.size + 1, _NOTE.size):
+    start = 0
+    while start + _NOTE.size <= len(data):
         piece = data[start : start + _NOTE.size]
         block, digest, check = _NOTE.unpack(piece)
-        if check != xxhash.xxh32_intdigest(piece[:-4]):
-            return
-        yield block, digest
+        if check == xxhash.xxh32_intdigest(piece[:-4]):
+            start += _NOTE.size
+            yield block, digest
+        else:
+            # The disk was full for a moment, and a note was cut: the next one begins somewhere behind it.
+            start += 1
 
 
 def _decode(body: bytes) -> CacheRecord:

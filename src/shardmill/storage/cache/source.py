@@ -1,4 +1,7 @@
-"""An opened object of a cached bucket: bytes from the disk, or as they arrive."""
+"""An opened object of a cached bucket: bytes from the disk, or as they arrive; without room, through memory.
+
+When the disk turns out to be full, whoever reads goes on from memory, with the bytes that it has not done with.
+"""
 
 from collections.abc import Awaitable, Callable
 
@@ -9,6 +12,8 @@ from shardmill.storage.cache.upstream import Counters, Reader
 
 Attach = Callable[[], Awaitable[Entry]]
 """An entry of the version, leased: the one that others have, or a new one."""
+Passing = Callable[[int], Awaitable[Entry]]
+"""An entry of the version, leased, that goes through memory from some byte on."""
 
 
 class CachedSource:
@@ -29,7 +34,7 @@ class CachedSource:
         expected: tuple[int, int | None] | None,
         *,
         attach: Attach,
-        passing: Attach,
+        passing: Passing,
         counters: Counters,
     ) -> None:
         self.meta = meta
@@ -40,6 +45,10 @@ class CachedSource:
         self._counters = counters
         self._reader = Reader()
         self._served = 0
+        self._low: int | None = None
+        """Where the bytes begin that may be read again; None: none was asked for yet."""
+        self._former: list[Entry] = []
+        """Entries that it read before: a thread may be reading there."""
         self._is_used = False
         self._is_closed = False
         if entry is not None:
@@ -83,6 +92,7 @@ class CachedSource:
 
     def release(self, position: int) -> None:
         if self._entry is not None:
+            self._low = max(self._low or 0, position)
             self._entry.release(position)
 
     async def check_unchanged(self) -> None:
@@ -92,14 +102,21 @@ class CachedSource:
         if not self._is_closed:
             self._is_closed = True
             self._unbind()
+            for entry in self._former:
+                entry.unlease()
 
     async def _ensure(self, start: int, need: int, stop: int) -> Entry:
         """Bytes [start, need) are there and right; fetching goes on to `stop`, and as far as is expected."""
         entry = await self._bound(start, need)
         if start < need:
             while True:
-                if entry.blocks.reach(start, need) < need:
-                    await entry.wait(self._reader, start, need, self._far(start, stop))
+                try:
+                    if entry.blocks.reach(start, need) < need:
+                        await entry.wait(self._reader, start, need, self._far(start, stop))
+                except InsufficientStorage:
+                    if entry.is_passing:
+                        raise
+                    entry = await self._pass(start, need)
                 if await entry.verify(start, need):
                     break
         return entry
@@ -124,9 +141,17 @@ class CachedSource:
 
     async def _bound(self, start: int, need: int) -> Entry:
         """The entry that bytes come from."""
+        if self._low is None:
+            self._low = start
         entry = self._entry
         if entry is None:
-            self._bind(entry := await self._attach())
+            try:
+                self._bind(entry := await self._attach())
+            except InsufficientStorage:
+                # Not even for its name.
+                self._counters.misses += 1
+                self._is_used = True
+                return await self._pass(start, start)
         if not self._is_used:
             if entry.has(*(self._expected or (start, need))):
                 self._counters.hits += 1
@@ -136,10 +161,20 @@ class CachedSource:
                 if not entry.is_complete:
                     await entry.reserve(*entry.blocks.span(start, self._far(start, start)))
             except InsufficientStorage:
-                self._unbind()
-                self._bind(entry := await self._passing())
-                await entry.reserve(*entry.blocks.span(start, self._far(start, start)))
+                entry = await self._pass(start, start)
             self._is_used = True
+        return entry
+
+    async def _pass(self, start: int, need: int) -> Entry:
+        """Go on from memory, with bytes [start, need) and all before them that may be read again."""
+        low = min(start, self._low or 0)
+        entry = await self._passing(low)
+        if self._entry is not None:
+            self._entry.part(self._reader)
+            self._former.append(self._entry)
+        self._bind(entry)
+        if low < need:
+            await entry.wait(self._reader, low, need, self._far(start, need))
         return entry
 
     def _bind(self, entry: Entry) -> None:

@@ -46,6 +46,7 @@ from shardmill.storage.cache.source import CachedSource
 from shardmill.storage.cache.upstream import Counters, Version
 from shardmill.storage.cache.versions import Known, facts_of, facts_version
 from shardmill.storage.cache.width import Width
+from shardmill.storage.cache.window import WINDOW, Memory, Window
 from shardmill.storage.cache.writing import OpenToWriting, checked, delete_through, put_through
 from shardmill.storage.locks import KeyLocks
 from shardmill.storage.pool import Stored
@@ -58,7 +59,6 @@ Value = TypeVar("Value")
 _PARTS = "part"
 _KNOWN = 100_000  # versions remembered
 _READS = 64  # of the origin at once
-_PASSING = 8  # objects that go through memory at once; each takes `entry.WINDOW`
 
 
 class CachedBucket:
@@ -93,7 +93,7 @@ class CachedBucket:
         self._absent = Absent(policy.absent_seconds)
         self._locks = KeyLocks()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._passing = 0
+        self._memory = Memory()
         self._listings = Listings(policy.list_seconds)
 
     @classmethod
@@ -133,9 +133,9 @@ class CachedBucket:
                 entry.joining += 1
                 try:
                     await entry.lease()
-                except FileNotFoundError:
+                except (FileNotFoundError, InsufficientStorage):
                     # Somebody tidied up by hand.
-                    await self.disk.unlink(entry.leave())
+                    await self._remove(entry)
                     continue
                 finally:
                     entry.joined()
@@ -148,16 +148,25 @@ class CachedBucket:
                 newest = self._known.get(key, known)
                 if newest.record.version != known.record.version:
                     raise Conflict(f"{self.bucket}/{key} was replaced at its origin; read it again")
-                if found is None or found.version != known.record.version:
-                    found = self._new_entry(known)
-                await found.lease()
-                return found
+                while True:
+                    if found is None or found.version != known.record.version:
+                        found = self._new_entry(known)
+                    try:
+                        await found.lease()
+                    except (FileNotFoundError, InsufficientStorage) as error:
+                        await self._remove(found)
+                        if isinstance(error, InsufficientStorage):
+                            raise
+                        found = None
+                    else:
+                        return found
 
-        async def passing() -> Entry:
-            if self._passing >= _PASSING:
+        async def passing(start: int) -> Entry:
+            if not self._memory.has(WINDOW):
                 raise Busy(f"{self.bucket}/{key}: there is no room for it on the disk now; ask again", retry_after=1)
             self.counters.passed += 1
-            made = self._new_passing(known)
+            window = Window(start, self._memory, f"{self.bucket}/{key}")
+            made = self._build(known, None, None, window=window)
             await made.lease()
             return made
 
@@ -465,7 +474,14 @@ class CachedBucket:
         """Into the entry what there is room for; without room whoever asked brings it through memory."""
         key = known.record.key
         entry = self._entries.get(key) or self._build_entry(known)
-        await entry.lease()
+        try:
+            await entry.lease()
+        except (FileNotFoundError, InsufficientStorage):
+            # Somebody tidied up by hand, or there is no room even for a name: whoever asked finds another way.
+            await self._remove(entry)
+            self._remember(key, known)
+            begun.set_result(None)
+            return
         try:
             with contextlib.suppress(InsufficientStorage):
                 await entry.reserve(*entry.blocks.span(start, stop))
@@ -485,7 +501,8 @@ class CachedBucket:
     async def _take_unsized(self, key: str, read: OriginRead, asked: float) -> None:
         """An object whose size shows at its end: all of it comes first."""
         path, log = self._paths(key)
-        descriptor = await self.in_thread(os.open, path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        descriptor = await self.disk.in_thread(os.open, path, flags, 0o600)
         writer = PieceWriter(descriptor, None, -1, 0)
         hashes = bytearray()
         taken = 0
@@ -507,7 +524,8 @@ class CachedBucket:
         version, is_versioned = facts_version(read.facts)
         record = CacheRecord.of(self.bucket, read.facts, size, version, time.time())
         await self._drop(key)
-        entry = Entry(self, record, path=path, log=log, blocks=Blocks(size, bytes(hashes)), is_pinned=self.policy.pin)
+        blocks, is_pinned = Blocks(size, bytes(hashes)), self.policy.pin
+        entry = Entry(self, record, path=path, log=log, blocks=blocks, is_made=True, is_pinned=is_pinned)
         entry.taken = taken
         entry.is_versioned = is_versioned
         self._give(entry)
@@ -517,8 +535,11 @@ class CachedBucket:
         """What is there of a key is of the past; who reads it goes on."""
         entry = self._entries.get(key)
         if entry is not None:
-            self.forget(entry)
-            await self.disk.unlink(entry.drop())
+            await self._remove(entry)
+
+    async def _remove(self, entry: Entry) -> None:
+        self.forget(entry)
+        await self.disk.unlink(entry.drop())
 
     # Entries.
 
@@ -531,14 +552,6 @@ class CachedBucket:
         path, log = self._paths(known.record.key)
         return self._build(known, path, log, is_pinned=self.policy.pin)
 
-    def _new_passing(self, known: Known) -> Entry:
-        self._passing += 1
-
-        def gone() -> None:
-            self._passing -= 1
-
-        return self._build(known, None, None, on_gone=gone)
-
     def _build(
         self,
         known: Known,
@@ -546,7 +559,7 @@ class CachedBucket:
         log: Path | None,
         *,
         is_pinned: bool = False,
-        on_gone: Callable[[], None] | None = None,
+        window: Window | None = None,
     ) -> Entry:
         return Entry(
             self,
@@ -557,7 +570,7 @@ class CachedBucket:
             takes_ranges=known.facts.takes_ranges,
             is_versioned=known.is_versioned,
             is_pinned=is_pinned,
-            on_gone=on_gone,
+            window=window,
         )
 
     def _give(self, entry: Entry) -> None:
@@ -575,8 +588,9 @@ class CachedBucket:
     def _load(self) -> None:
         """Blocking: find what is on the disk."""
         for found in find_kept(self._directory, self._directory / _PARTS):
+            blocks, is_pinned = found.blocks, self.policy.pin
             entry = Entry(
-                self, found.record, path=found.path, log=found.log, blocks=found.blocks, is_pinned=self.policy.pin
+                self, found.record, path=found.path, log=found.log, blocks=blocks, is_made=True, is_pinned=is_pinned
             )
             entry.used = found.used
             entry.taken = found.taken
