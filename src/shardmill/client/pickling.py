@@ -92,6 +92,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         self._walk = walk
         self._globals = {id(vars(module)): _Globals(module) for module in walk.attributes}
         self._register = register
+        self._is_relative = any(found.level for code in walk.codes for found in reach_of(code).imports)
 
     def reducer_override(self, value: Any) -> Any:
         if shared := shared_object(value):
@@ -119,6 +120,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         Annotations are not needed to run it, and may name what only the client has.
         """
         make, (code, plain, *others), (attributes, slots), *rest = reduced
+        if not self._is_relative:
+            # Of no use then, and another when the same file is run in another way (`python -m`).
+            plain.pop("__package__", None)
         shared = self._globals.get(id(function.__globals__), plain)
         names = reach_of(function.__code__).names.keys()
         slots = {

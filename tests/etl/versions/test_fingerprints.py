@@ -4,6 +4,7 @@ import asyncio
 import json
 import pickle
 import pickletools
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,8 @@ def of_value(value: object) -> str:
     return of(ship(lambda sample: (sample, value)).payload)
 
 
-def of_source(source: str, function: str = "f") -> str:
-    payload = json.dumps({"source": source, "function": function, "filename": "/x.py"}).encode()
+def of_source(source: str, function: str = "f", filename: object = "/x.py") -> str:
+    payload = json.dumps({"source": source, "function": function, "filename": filename}).encode()
     return fingerprint(Code("source", payload, "0" * 64, PYTHON))
 
 
@@ -101,7 +102,7 @@ def _without_frame(data: bytes) -> bytes:
 
 def test_what_is_put_into_a_container_after_it_was_used_counts() -> None:
     """A list is handed to a call, and changed only then."""
-    call = b"cbuiltins\nlen\n"
+    call = b"\x8c\x08builtins\x8c\x03len\x93"
     for late in (b"\x8c\x01x", b"\x8c\x01y"):
         before = b"\x80\x05]\x94" + late + b"a0" + call + b"h\x00\x85R."
         after = b"\x80\x05]\x940" + call + b"h\x00\x85R0h\x00" + late + b"a."
@@ -173,6 +174,99 @@ def test_a_file_is_known_by_its_code_without_comments_and_layout() -> None:
     ]
     assert len({of_source(text) for text in [source, *other]}) == 6
     assert of_source(source) != of_source(source, "g")
+
+
+QUIET = "def f(sample):\n    if sample:\n        x = 1\n    return sample  # as it is\n"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        QUIET.replace("  # as it is\n", "  # as it is\rf = print\n"),  # a line ends here, too
+        QUIET + "# More.\rf = print\n",
+        QUIET.replace("    return", "\\\n    return"),
+        QUIET.replace("    return", "\\\n        return"),
+        QUIET.replace("    return", "\treturn"),
+        QUIET.replace("as it is", "as\0it is"),
+        QUIET.replace("as it is", "as it is \ud800"),
+        QUIET.replace("if sample", "if sample\f"),
+        "\ufeff" + QUIET,
+        QUIET + "\x1a",
+        QUIET.replace("x = 1", "x = 1.0"),
+        QUIET.replace("x = 1", "x = True"),
+        QUIET.replace("x = 1", "x = b'1'"),
+        QUIET.replace("x = 1", "x = '1'"),
+        QUIET.replace("x = 1", "x = 1j"),
+        QUIET.replace("x = 1", "x = None"),
+        QUIET.replace("x = 1", "x = ..."),
+        QUIET.replace("x = 1", "x = -1"),
+        QUIET.replace("x = 1", "'x = 1'"),
+        QUIET.replace("f(sample)", "f(sample, /)"),
+        QUIET.replace("f(sample)", "f(sample=lambda: 0)"),
+        QUIET.replace("f(sample)", "f(*sample)"),
+        QUIET.replace("def", "async def"),
+        "from __future__ import annotations\n" + QUIET,
+    ],
+)
+def test_what_is_compiled_otherwise_is_another_file(other: str) -> None:
+    """Or it cannot be compiled at all."""
+
+    def compiled(source: str) -> object:
+        namespace: dict[str, Any] = {}
+        try:
+            exec(compile(source, "/x.py", "exec", dont_inherit=True), namespace)
+        except (SyntaxError, ValueError):
+            return None
+        code = namespace["f"].__code__ if namespace["f"] is not print else None
+        counts = code and (code.co_argcount, code.co_posonlyargcount, code.co_flags)
+        return code and (code.co_code, repr(code.co_consts), counts, repr(namespace["f"].__defaults__))
+
+    if compiled(other) == compiled(QUIET):
+        # The tree is what is compiled, whatever was between its words.
+        assert of_source(other) == of_source(QUIET)
+    else:
+        assert of_source(other) != of_source(QUIET)
+
+
+def test_a_file_is_known_by_one_fingerprint_to_nodes_of_every_python() -> None:
+    """Among what they parse otherwise: formats of formats, fields that are new, constants."""
+    source = (
+        "import a.b as c\nfrom . import d\n@c\nclass E(d, metaclass=c):\n    x: int = -1\n"
+        "    async def f(self, *a, k=1e400, **b):\n        'What it does.'\n        return f'{a!r:{b}} {k:>{a}x}{{' u'é\\ud800', b'\\0'\n"
+        "def f(s):\n    match s:\n        case [1, *_] | {'a': None}:\n            return lambda: (yield)\n    return s[1:, ...], f'{s}'\n"
+    )
+    assert of_source(source) == "a9d45358a8ab8be3b73af344f52bfc4a5ee04898326676d30e449c1847d71af6"
+
+
+def test_where_a_file_lies_is_no_matter_unless_it_may_look() -> None:
+    assert of_source(QUIET, filename="/elsewhere/y.py") == of_source(QUIET)
+    looking = QUIET.replace("x = 1", "x = __file__")
+    assert of_source(looking, filename="/elsewhere/y.py") != of_source(looking)
+    for filename in (None, 1, "/x\0.py", "/\ud800.py", ["/x.py"]):
+        assert of_source(QUIET, filename=filename) != of_source(QUIET)
+
+
+def test_a_file_with_doubtful_escapes_is_known_by_its_code_all_the_same() -> None:
+    source = 'def f(sample):\n    return re.match("\\d", sample)\n'
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert of_source(source) == of_source("# Before.\n" + source)
+    assert told == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["x = " + "-" * 100_000 + "1", "x = a" + ".b" * 100_000, "x = " + "(" * 100_000, "x = 1\n" * 60_000, "x = " + "9" * 5000],
+)  # fmt: skip
+def test_a_file_made_to_keep_the_node_busy_does_not(source: str) -> None:
+    assert of_source(source) != of_source(source + "\n")
+
+
+def test_code_of_one_encoding_is_none_of_another() -> None:
+    payload = b"no code in any of them"
+    assert (
+        len({fingerprint(Code(kind, payload, "0" * 64, PYTHON)) for kind in ("cloudpickle", "source", "command")}) == 3
+    )
 
 
 def test_a_payload_made_to_keep_the_node_busy_does_not() -> None:

@@ -66,7 +66,19 @@ def test_versions_of_the_form_before_are_found_by_their_digests(tmp_path: Path) 
     version = version_with(None)
     asyncio.run(Versions(tmp_path).add(version))
     [record] = tmp_path.glob("*/*.json")
-    record.write_bytes(record.read_bytes().replace(b'"form":2,', b'"form":1,'))
+    record.write_bytes(record.read_bytes().replace(b'"form":3,', b'"form":1,'))
     assert Versions(tmp_path).list() == [version]
-    record.write_bytes(record.read_bytes().replace(b'"form":1,', b'"form":3,'))
+    record.write_bytes(record.read_bytes().replace(b'"form":1,', b'"form":4,'))
     assert Versions(tmp_path).list() == []
+
+
+def test_what_is_decoded_is_part_of_a_digest_however_it_is_named() -> None:
+    fields: list[list[str] | None] = [None, [], ["*"], ["a,b"], ["a", "b"], ["a\0False\0b"]]
+    requests = [msgspec.structs.replace(request_for(IDENTITY), fields=names) for names in fields]
+    decoders = [None, "", "pil", "pil\0False\0a"]
+    requests += [msgspec.structs.replace(request_for(IDENTITY), decoder=decoder, fields=["b"]) for decoder in decoders]
+    assert len({compute_digest(request) for request in requests}) == len(requests)
+    one, other = (
+        msgspec.structs.replace(request_for(IDENTITY), fields=names) for names in (["a", "b"], ["b", "a", "b"])
+    )
+    assert compute_digest(one) == compute_digest(other)

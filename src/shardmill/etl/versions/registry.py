@@ -24,10 +24,14 @@ from shardmill.core.specs import SPEC_DIGITS, Spec
 from shardmill.etl.durable import sync_directory, write_durably
 from shardmill.etl.versions.fingerprints import fingerprint
 
-FORM = 2
+FORM = 3
 """Of what a digest is over, and of this record; raised when either changes."""
 
-_KNOWN_FORMS = (1, FORM)  # what was registered before keeps its digest, under which nothing can be registered any more
+_KNOWN_FORMS = (
+    1,
+    2,
+    FORM,
+)  # what was registered before keeps its digest, under which nothing can be registered any more
 
 FORMAT = 1
 """Raised when decoding, encoding or framing changes the bytes that a version gives; part of a result's key."""
@@ -77,10 +81,9 @@ def compute_digest(request: TransformRequest) -> str:
     left out. Takes some milliseconds, more for large payloads.
     """
     kind = f"{request.kind} by path" if request.by_path else request.kind
-    code = [request.code.form, fingerprint(request.code)]
-    parts = [str(FORM), kind, *code, request.decoder or "", str(request.decoder is None)]
-    parts += [",".join(sorted(request.fields)) if request.fields is not None else "*", request.code.python]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    fields = sorted(set(request.fields)) if request.fields is not None else None
+    code = [request.code.form, fingerprint(request.code), request.code.python]
+    return hashlib.sha256(msgspec.json.encode([FORM, kind, *code, request.decoder, fields])).hexdigest()
 
 
 def arguments_hash(arguments: dict[str, object] | None) -> str | None:
