@@ -44,9 +44,12 @@ def count_untaken(transport: asyncio.BaseTransport | None) -> int:
     """Bytes that were written and that the peer's machine has not acknowledged."""
     if not isinstance(transport, asyncio.Transport):
         return 0
+    descriptor = transport.get_extra_info("socket").fileno()
+    if descriptor < 0:  # it is closed, and whoever answered its peer is not through yet
+        return 0
     queued = array.array("i", [0])
     try:
-        fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, queued)
-    except OSError:  # it is closed
+        fcntl.ioctl(descriptor, termios.TIOCOUTQ, queued)
+    except OSError:
         return 0
     return queued[0] + transport.get_write_buffer_size()
