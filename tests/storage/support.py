@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from shardmill.core.refs import Bucket
 from shardmill.storage.buckets import BucketDefinition, Buckets
 from shardmill.storage.directory import DirectoryStore, Links
+from shardmill.storage.kept import Shelf
 from shardmill.storage.pool import Durability, PoolStore
 
 POOL = Bucket.of("ais", "pool")
@@ -54,7 +55,7 @@ async def open_directory(
     path: Path, *, links: Links = "refuse", is_durable: bool = True
 ) -> AsyncIterator[DirectoryStore]:
     with ThreadPoolExecutor(8) as threads:
-        yield DirectoryStore(DIRECTORY, path, links=links, threads=threads, is_durable=is_durable)
+        yield DirectoryStore(DIRECTORY, path, links=links, threads=threads, is_durable=is_durable, shelf=Shelf(16))
 
 
 def keeps_attributes() -> bool:

@@ -26,6 +26,7 @@ from shardmill.core.errors import (
 from shardmill.core.refs import MAX_KEY
 from shardmill.storage import walk as walks
 from shardmill.storage.directory import DirectoryStore
+from shardmill.storage.kept import Shelf
 from shardmill.storage.tree import Tree
 from shardmill.storage.walk import Walk
 from shardmill.testing.stores import NOTHING, entries, in_order, keys_on, page_of, pieces, put, read
@@ -441,7 +442,9 @@ def test_what_cannot_be_read_is_a_failure_and_no_absence(root: Path) -> None:
         (root / "closed").chmod(0)
         try:
             with common_threads() as threads:
-                store = DirectoryStore(DIRECTORY, root, links="refuse", threads=threads, is_durable=True)
+                store = DirectoryStore(
+                    DIRECTORY, root, links="refuse", threads=threads, is_durable=True, shelf=Shelf(16)
+                )
                 for key in ("file", "closed/file"):
                     for call in (store.open(key), store.head(key), put(store, key, b"x")):
                         with pytest.raises(ServerError, match="Permission denied") as failed:

@@ -6,6 +6,7 @@ from typing import Protocol
 from shardmill.core.api import BucketInfo
 from shardmill.core.conditions import Conditions
 from shardmill.core.errors import ObjectNotFound, PreconditionFailed
+from shardmill.core.kept import KeepObject, Kept
 from shardmill.core.meta import ListPage, ObjectMeta
 from shardmill.core.refs import Bucket, ObjectRef
 from shardmill.core.sources import PutResult, ReadStore, Source, WriteStore
@@ -30,6 +31,8 @@ class BucketSet(Protocol):
     async def remove(self, bucket: Bucket, *, force: bool) -> None: ...
 
     def list(self) -> Sequence[BucketInfo]: ...
+
+    def close_unused(self) -> None: ...
 
 
 class Objects:
@@ -58,6 +61,26 @@ class Objects:
         """
         self._access.check(principal, "read", ref.bucket)
         return await self._buckets.store(ref.bucket).open(ref.key, expected=expected)
+
+    def kept(self, principal: Principal, ref: ObjectRef) -> Kept | None:
+        """What is kept open of an object; None: nothing. Raises BucketNotFound."""
+        self._access.check(principal, "read", ref.bucket)
+        store = self._buckets.store(ref.bucket)
+        return store.kept(ref.key) if isinstance(store, KeepObject) else None
+
+    async def keep(self, principal: Principal, ref: ObjectRef) -> Kept | None:
+        """Open an object to be kept; None: its store keeps nothing, or just not this one.
+
+        Raises:
+            BucketNotFound: There is none; that there is no such object is kept, too.
+        """
+        self._access.check(principal, "read", ref.bucket)
+        store = self._buckets.store(ref.bucket)
+        return await store.keep(ref.key) if isinstance(store, KeepObject) else None
+
+    def close_unused(self) -> None:
+        """Close what is kept open and was not asked for since the last call."""
+        self._buckets.close_unused()
 
     async def head(self, principal: Principal, ref: ObjectRef) -> ObjectMeta:
         """The current version's metadata."""

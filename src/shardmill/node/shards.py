@@ -72,15 +72,23 @@ class Shards:
         """
         source, index = await self._open(principal, ref)
         try:
-            found = index.find(name.encode("utf-8", "surrogateescape"))
-            if found is None:
-                raise MemberNotFound(
-                    f"{ref} has no member {name!r}; GET /api/members?object={ref} lists its {len(index)}"
-                )
+            found = _find(ref, index, name)
             return OpenedMember(source, found.offset, _member_meta(source.meta, found))
         except BaseException:
             source.close()
             raise
+
+    def member_of(self, ref: ObjectRef, shard: ObjectMeta, name: str) -> tuple[int, ObjectMeta] | None:
+        """Where a member of an opened version begins, and what is known of it; None: no index of it is in memory.
+
+        Raises:
+            MemberNotFound: There is none of that name.
+        """
+        index = self._indexes.known(ref, shard.version)
+        if index is None:
+            return None
+        found = _find(ref, index, name)
+        return found.offset, _member_meta(shard, found)
 
     async def members(self, principal: Principal, ref: ObjectRef, *, after: int, limit: int) -> MembersPage:
         """Members in the shard's order, from the place `after` on; raises as `open_member`."""
@@ -125,6 +133,13 @@ class Shards:
             return known
         finally:
             source.close()
+
+
+def _find(ref: ObjectRef, index: MemberIndex, name: str) -> Extent:
+    found = index.find(name.encode("utf-8", "surrogateescape"))
+    if found is None:
+        raise MemberNotFound(f"{ref} has no member {name!r}; GET /api/members?object={ref} lists its {len(index)}")
+    return found
 
 
 def _member_meta(shard: ObjectMeta, member: Extent) -> ObjectMeta:

@@ -41,6 +41,7 @@ from shardmill.storage.directory import DirectoryStore, Links
 from shardmill.storage.files import disk_errors, replace_durably, sync_directory
 from shardmill.storage.index import Index
 from shardmill.storage.journal import Journal
+from shardmill.storage.kept import Shelf, most_kept
 from shardmill.storage.pool import Durability, PoolStore
 from shardmill.storage.steps import finish
 
@@ -104,6 +105,7 @@ class Buckets:
         self._journal = journal
         self._threads = threads
         self._durability: Durability = durability
+        self._shelf = Shelf(most_kept())
         self._definitions = {definition.bucket: definition for definition in definitions}
         self._directories = {
             definition.bucket: DirectoryStore(
@@ -112,6 +114,7 @@ class Buckets:
                 links=definition.links,
                 threads=threads,
                 is_durable=definition.durability == "power",
+                shelf=self._shelf,
             )
             for definition in definitions
             if definition.path is not None
@@ -174,6 +177,7 @@ class Buckets:
                 await self._open_remotes(remotes)
                 yield
         finally:
+            self._shelf.clear()
             await index.close()
 
     async def _open_remotes(self, stack: AsyncExitStack) -> None:
@@ -242,6 +246,10 @@ class Buckets:
             raise BucketReadOnly(f"bucket {bucket} is read-only: what is behind it cannot be written to")
         return self._directories.get(bucket) or cached or self._pools[bucket]
 
+    def close_unused(self) -> None:
+        """Close what is kept open and was not asked for since the last call."""
+        self._shelf.sweep()
+
     def list(self) -> Sequence[BucketInfo]:
         """All buckets, by URI."""
         found = []
@@ -300,6 +308,7 @@ class Buckets:
                 others = [other for other in self._pools.values() if other is not store]
                 await self._in_thread(self._save, others)
                 store.is_removed = True
+                store.forget_kept()
                 del self._pools[bucket]
             await self._forget(store.identity)
 
@@ -362,6 +371,7 @@ class Buckets:
             journal=self._journal,
             threads=self._threads,
             durability=definition.durability if definition else self._durability,
+            shelf=self._shelf,
         )
 
     def _opened_index(self) -> Index:

@@ -14,6 +14,7 @@ import secrets
 import stat
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
@@ -22,15 +23,18 @@ import msgspec
 
 from shardmill.core.conditions import Conditions
 from shardmill.core.errors import BadRequest, Conflict, ObjectNotFound, PreconditionFailed, ServerError, ShardmillError
+from shardmill.core.kept import Kept
 from shardmill.core.meta import ListPage, ObjectMeta
 from shardmill.core.refs import Bucket
+from shardmill.core.sources import Source
 from shardmill.storage.files import disk_error, disk_errors, reserve, write_all
+from shardmill.storage.kept import KeptKeys, Shelf
 from shardmill.storage.locks import KeyLocks
 from shardmill.storage.paging import list_page
 from shardmill.storage.pool import Stored
 from shardmill.storage.steps import finish, opened
 from shardmill.storage.trailer import BLOCK, Hasher
-from shardmill.storage.tree import RootGone, Tree
+from shardmill.storage.tree import Place, RootGone, Tree
 from shardmill.storage.uploads import receive
 from shardmill.storage.walk import Found, Walk
 
@@ -75,13 +79,22 @@ class DirectorySource:
     def __init__(self, bucket: Bucket, key: str, descriptor: int) -> None:
         self.descriptor = descriptor
         self._label = f"{bucket}/{key}"
-        self._version = _Version.of(os.fstat(descriptor))
+        status = os.fstat(descriptor)
+        self._version, self._device = _Version.of(status), status.st_dev
         self.meta = self._version.meta(key, _read_user(descriptor))
         self._is_closed = False
 
     @property
     def is_whole(self) -> bool:
         return True
+
+    def is_ready(self, start: int, stop: int) -> bool:
+        return True
+
+    def is_at(self, place: Place) -> bool:
+        """Whether an opening there would find this very file, unchanged."""
+        status = place.status()
+        return status is not None and status.st_dev == self._device and _Version.of(status) == self._version
 
     async def ensure(self, start: int, stop: int) -> None:
         """The bytes are there; there is no checksum to verify them by."""
@@ -108,9 +121,10 @@ class DirectoryStore:
     """A directory as a bucket; `writable` decides who asks for `put` and `delete` at all."""
 
     def __init__(
-        self, bucket: Bucket, path: Path, *, links: Links, threads: ThreadPoolExecutor, is_durable: bool
+        self, bucket: Bucket, path: Path, *, links: Links, threads: ThreadPoolExecutor, is_durable: bool, shelf: Shelf
     ) -> None:
         self.bucket = bucket
+        self._kept = KeptKeys(shelf, self._is_there)
         self._tree = Tree(os.fsencode(path), follows=links == "follow")
         self._walk = Walk(self._tree, is_hidden=lambda name: name.startswith(TEMPORARY))
         self._threads = threads
@@ -127,6 +141,19 @@ class DirectoryStore:
     async def open(self, key: str, *, expected: tuple[int, int | None] | None = None) -> DirectorySource:
         opening = asyncio.get_running_loop().run_in_executor(self._threads, self._open, key)
         return await opened(opening, DirectorySource.close)
+
+    def kept(self, key: str) -> Kept | None:
+        """What is kept open of a file, or that there was none."""
+        return self._kept.get(key)
+
+    async def keep(self, key: str) -> Kept | None:
+        """Open a file to be kept; None: it is being changed."""
+        return await self._kept.open(key, self.open(key), lambda source: source.is_ready)
+
+    def _is_there(self, key: str, source: Source | None) -> Callable[[], bool]:
+        """The look that tells whether what was opened is what an opening would find now."""
+        place = self._tree.place(self._names(key))
+        return partial(source.is_at, place) if isinstance(source, DirectorySource) else place.is_empty
 
     async def head(self, key: str) -> ObjectMeta:
         return await self._in_thread(self._head, key)

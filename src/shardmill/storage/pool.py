@@ -29,11 +29,13 @@ from shardmill.core.errors import (
     ServerError,
     ShardmillError,
 )
+from shardmill.core.kept import Kept
 from shardmill.core.meta import ListPage, ObjectMeta
 from shardmill.core.refs import Bucket
 from shardmill.storage.files import disk_errors, reserve, sync_directory, write_all
 from shardmill.storage.index import Index
 from shardmill.storage.journal import Journal
+from shardmill.storage.kept import KeptKeys, Shelf
 from shardmill.storage.locks import KeyLocks
 from shardmill.storage.steps import finish, opened
 from shardmill.storage.trailer import BLOCK, Hasher, Trailer, pack, read_trailer
@@ -70,6 +72,10 @@ class PoolSource:
     @property
     def is_whole(self) -> bool:
         return True
+
+    def is_ready(self, start: int, stop: int) -> bool:
+        """All blocks of [start, stop) were verified since boot."""
+        return self._verified.find(0, start // BLOCK, -(-min(stop, self.meta.size) // BLOCK)) < 0
 
     async def ensure(self, start: int, stop: int) -> None:
         """Verify the blocks of [start, stop) that no one has verified since boot."""
@@ -143,6 +149,7 @@ class PoolStore:
         journal: Journal,
         threads: ThreadPoolExecutor,
         durability: Durability,
+        shelf: Shelf,
     ) -> None:
         self.bucket = bucket
         self.identity = identity
@@ -153,6 +160,7 @@ class PoolStore:
         self._is_durable = durability == "power"
         self._locks = KeyLocks()
         self._verified = VerifiedBlocks()
+        self._kept = KeptKeys(shelf)
         self._made: set[Path] = set()
         self.is_removed = False
 
@@ -167,6 +175,18 @@ class PoolStore:
         opening = asyncio.get_running_loop().run_in_executor(self._threads, self._open, key)
         descriptor, trailer = await opened(opening, lambda found: os.close(found[0]))
         return PoolSource(descriptor, trailer, self._verified.of(trailer), self._threads)
+
+    def kept(self, key: str) -> Kept | None:
+        """What is kept open of an object."""
+        return self._kept.get(key)
+
+    async def keep(self, key: str) -> Kept | None:
+        """Open an object to be kept; None: it is being changed."""
+        return await self._kept.open(key, self.open(key), lambda source: source.is_ready)
+
+    def forget_kept(self) -> None:
+        """The bucket is gone: nothing of it is read any more but by those who do."""
+        self._kept.close()
 
     async def head(self, key: str) -> ObjectMeta:
         return (await self._in_thread(self._look, key)).meta
@@ -227,14 +247,15 @@ class PoolStore:
         async with self._locks.hold(key):
             self._check_there()
             note = self._journal.note(self.identity, key)
-            try:
-                stored = await self._in_thread(self._commit, upload, key, user, conditions)
-                await self._index().put(self.identity, stored.meta)
-            except ShardmillError:
-                if upload.has_replaced:
-                    await self._in_thread(self._restore, upload, key)
-                self._journal.done(note)
-                raise
+            with self._kept.changing(key):
+                try:
+                    stored = await self._in_thread(self._commit, upload, key, user, conditions)
+                    await self._index().put(self.identity, stored.meta)
+                except ShardmillError:
+                    if upload.has_replaced:
+                        await self._in_thread(self._restore, upload, key)
+                    self._journal.done(note)
+                    raise
             self._journal.done(note)
             return stored
 
@@ -246,7 +267,8 @@ class PoolStore:
                 raise PreconditionFailed(f"{self.bucket}/{key} does not meet the conditions; it is unchanged")
             note = self._journal.note(self.identity, key)
             try:
-                await self._in_thread(self._unlink, key)
+                with self._kept.changing(key):
+                    await self._in_thread(self._unlink, key)
             except ShardmillError:
                 self._journal.done(note)
                 raise

@@ -78,6 +78,10 @@ class Tree:
             raise
         return descriptor
 
+    def place(self, names: Names) -> "Place":
+        """Where a file stands, to look at it again by its name alone."""
+        return Place(self.root, names, follows=self.follows)
+
     def kind(self, name: bytes, folder: int) -> int | None:
         """The file type bits of what stands at a name, links not followed; None: nothing."""
         try:
@@ -110,3 +114,34 @@ class Tree:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         if not stat.S_ISREG(status.st_mode):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+
+class Place:
+    """One name below a tree; looks at it cost a call a folder and none of them opens anything."""
+
+    def __init__(self, root: bytes, names: Names, *, follows: bool) -> None:
+        self._root = root
+        self._folders = [] if follows else [os.path.join(root, *names[:depth]) for depth in range(1, len(names))]
+        self._path = os.path.join(root, *names)
+        self._look = os.stat if follows else os.lstat
+
+    def status(self) -> os.stat_result | None:
+        """Of what stands there; None: nothing, or nothing that an opening would find."""
+        try:
+            for folder in self._folders:
+                if not stat.S_ISDIR(os.lstat(folder).st_mode):
+                    return None
+            return self._look(self._path)
+        except OSError:
+            return None
+
+    def is_empty(self) -> bool:
+        """There is no such name in a tree that is there; False: there is one, or it cannot be told."""
+        try:
+            self._look(self._path)
+        except (FileNotFoundError, NotADirectoryError):
+            with contextlib.suppress(OSError):
+                return stat.S_ISDIR(os.stat(self._root).st_mode)
+        except OSError:
+            return False
+        return False
