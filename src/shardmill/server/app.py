@@ -22,6 +22,7 @@ from shardmill.server.body import Sender
 from shardmill.server.calls import Call
 from shardmill.server.connections import Connection
 from shardmill.server.errors import Cut, error_answer, unexpected
+from shardmill.server.front.desk import Desk
 from shardmill.server.intake import check_framing
 from shardmill.server.jobs import JobApi
 from shardmill.server.metrics import CONTENT_TYPE, Metrics
@@ -52,6 +53,12 @@ class App:
         self._metrics = Metrics(node.transforms, node.cache, jobs)
         self.is_draining = False
         """No new work is begun; what is going on may finish."""
+        self.desk = (
+            Desk(node.objects, node.shards, self._rules, settings, threads, self._metrics.front)
+            if settings.front == "on"
+            else None
+        )
+        """Of the front; None: aiohttp answers everything."""
         sender = Sender(threads, settings.send_timeout)
         objects = ObjectFace(node.objects, node.shards, sender, settings, node.config.storage.max_object)
         transformed = TransformedFace(node.transforms, sender, threads, settings.send_timeout)

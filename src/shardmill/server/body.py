@@ -48,6 +48,32 @@ class Part:
     """Where they begin in the source."""
 
 
+def judge_read(conditions: Conditions, wanted: ByteRange | None, meta: ObjectMeta, what: str) -> tuple[int, int, int]:
+    """Status of the answer to a GET or HEAD, and which bytes [start, stop) it is of (RFC 9110 §13, §14).
+
+    Raises:
+        PreconditionFailed, RangeNotSatisfiable: They name it as `what`.
+    """
+    verdict = conditions.judge_read(meta.etag, meta.modified)
+    if verdict == "failed":
+        raise PreconditionFailed(f"{what} does not meet the request's conditions")
+    if verdict == "not_modified":
+        return 304, 0, 0
+    if wanted is None or not conditions.allows_range(meta.etag, meta.modified):
+        return 200, 0, meta.size
+    found = wanted.resolve(meta.size)
+    if found is None:
+        raise RangeNotSatisfiable(f"{what} has {meta.size} bytes; {wanted} is outside", size=meta.size)
+    return 206, *found
+
+
+def describe_range(answer: web.StreamResponse, status: int, start: int, stop: int, size: int) -> None:
+    """The headers that say how much of the object a 200 or 206 has."""
+    if status == 206:
+        answer.headers["Content-Range"] = content_range(start, stop, size)
+    answer.content_length = stop - start
+
+
 class Sender:
     """Sends slices of sources.
 
@@ -88,23 +114,12 @@ class Sender:
             Cut: The answer failed after its head.
         """
         meta, base = (source.meta, 0) if part is None else (part.meta, part.start)
-        conditions = Conditions.parse(call.headers)
         wanted = ByteRange.parse(call.headers.get("Range")) if call.method == "GET" else None
-        verdict = conditions.judge_read(meta.etag, meta.modified)
-        if verdict == "failed":
-            raise PreconditionFailed(f"{what} does not meet the request's conditions")
-        if verdict == "not_modified":
-            return head(304)
-        start, stop, status = 0, meta.size, 200
-        if wanted is not None and conditions.allows_range(meta.etag, meta.modified):
-            found = wanted.resolve(meta.size)
-            if found is None:
-                raise RangeNotSatisfiable(f"{what} has {meta.size} bytes; {wanted} is outside", size=meta.size)
-            (start, stop), status = found, 206
+        status, start, stop = judge_read(Conditions.parse(call.headers), wanted, meta, what)
         answer = head(status)
-        if status == 206:
-            answer.headers["Content-Range"] = content_range(start, stop, meta.size)
-        answer.content_length = stop - start
+        if status == 304:
+            return answer
+        describe_range(answer, status, start, stop, meta.size)
         if call.method == "GET":
             is_framed = is_framed or (part is None and not source.is_whole and stop > SMALL)
             send = self._send_framed if is_framed and status == 200 else self.send
@@ -231,7 +246,7 @@ class Sender:
                     source.release(start)
                     ensured = await source.ensure_some(start, min(stop, start + AHEAD))
                 work = loop.run_in_executor(
-                    self._threads, _send_some, sock, source.descriptor, start, min(ensured, start + PER_CALL)
+                    self._threads, send_some, sock, source.descriptor, start, min(ensured, start + PER_CALL)
                 )
                 sent = await seen_through(work)
                 start += sent
@@ -252,7 +267,7 @@ class Sender:
             loop.remove_writer(sock)
 
 
-def _send_some(sock: int, descriptor: int, start: int, stop: int) -> int:
+def send_some(sock: int, descriptor: int, start: int, stop: int) -> int:
     """Send from `start` until `stop` or until the reader takes nothing for a while; returns the bytes sent."""
     offset = start
     poller: select.poll | None = None

@@ -20,12 +20,15 @@ from aiohttp.web_protocol import RequestHandler
 from shardmill.config import ServerSettings
 from shardmill.core.errors import BadRequest, MethodNotAllowed, ServerError, ShardmillError
 from shardmill.server.errors import Cut, Stalled, error_answer
+from shardmill.server.front.connection import Ending, FrontConnection
+from shardmill.server.front.desk import Desk
 from shardmill.server.patience import count_untaken
 
 logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.5  # between looks at all connections
 _CUT_SECONDS = 0.5  # for answers that only wait to be written
+_KEEP_SECONDS = 2.0  # what is kept open is closed when nobody asked for it between two looks
 _LINGER_SECONDS = 10.0  # a refused upload is read off for so long
 _FIRST_BYTES = 256  # of what came last, to see whether it was a request
 
@@ -66,6 +69,8 @@ class Connection(RequestHandler):
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
+        if self._peer is not None and self._is_between_requests() and self._listener.take_back(self, self._peer, data):
+            return
         if not self.heard and not self.is_serving:
             self.heard = True
             self.waiting_since = asyncio.get_running_loop().time()
@@ -84,6 +89,18 @@ class Connection(RequestHandler):
         self._serving = None
         self.heard = False
         self.waiting_since = asyncio.get_running_loop().time()
+
+    def _is_between_requests(self) -> bool:
+        """It has answered and has heard nothing since."""
+        is_idle = self._waiter is not None and not self._messages and not self.heard and not self.is_serving
+        return is_idle and not (self._force_close or self._close or self.is_closing or self.writing_paused)
+
+    def leave(self) -> None:
+        """Forget the peer, whom another protocol goes on with."""
+        self._peer = None
+        # Else it would be closed.
+        self.transport = None
+        self.connection_lost(None)
 
     def last_taken(self, now: float) -> float:
         """When the peer of a closing connection was last seen to take something; to be asked now and then."""
@@ -153,6 +170,7 @@ class Listener(web.Server):
         settings: Deadlines and the most connections.
         methods: That any path has, for who asks with another.
         on_refused: Told request id, status and reason of what was not even a request.
+        desk: Of the front, which answers plain reads; None: there is none.
     """
 
     def __init__(
@@ -162,6 +180,7 @@ class Listener(web.Server):
         *,
         methods: Sequence[str],
         on_refused: Callable[[str, int, str], None],
+        desk: Desk | None,
     ) -> None:
         super().__init__(
             handler,
@@ -177,14 +196,52 @@ class Listener(web.Server):
         self.on_refused = on_refused
         self._settings = settings
         self._watcher: asyncio.Task[None] | None = None
+        self._desk = desk
+        self._fronts: set[FrontConnection] = set()
+        self._ending: set[asyncio.Task[Ending]] = set()
+        """What still gives back what it held for a peer that has left."""
         self.finished = asyncio.Event()
         """Set whenever a request is done."""
 
-    def __call__(self) -> Connection:
-        connections = self._peers()
-        if len(connections) >= self._settings.max_connections:
-            self._shed(connections)
-        return Connection(self, **self._kwargs)
+    def accept(self) -> asyncio.Protocol:
+        """What speaks to one more peer."""
+        peers = self._peers()
+        if len(peers) + len(self._fronts) >= self._settings.max_connections:
+            self._shed(peers)
+        return Connection(self, **self._kwargs) if self._desk is None else FrontConnection(self, self._desk)
+
+    # What connections of the front tell.
+
+    def arrived(self, connection: FrontConnection) -> None:
+        self._fronts.add(connection)
+
+    def left(self, connection: FrontConnection, work: "asyncio.Task[Ending] | None") -> None:
+        self._fronts.discard(connection)
+        if work is not None:
+            self._ending.add(work)
+            work.add_done_callback(self._ending.discard)
+
+    def finished_one(self) -> None:
+        self.finished.set()
+
+    def hand_over(self, connection: FrontConnection, transport: asyncio.Transport, data: bytes) -> None:
+        """aiohttp goes on with it."""
+        self._fronts.discard(connection)
+        self._go_on(Connection(self, **self._kwargs), transport, data)
+
+    def take_back(self, connection: Connection, transport: asyncio.Transport, data: bytes) -> bool:
+        """The front goes on with a connection that begins to ask for plain reads; False: it does not."""
+        if self._desk is None or self._desk.gate.next_plan(data, 0) is None:
+            return False
+        connection.leave()
+        self._go_on(FrontConnection(self, self._desk), transport, data)
+        return True
+
+    @staticmethod
+    def _go_on(protocol: asyncio.Protocol, transport: asyncio.Transport, data: bytes) -> None:
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        protocol.data_received(data)
 
     async def __aenter__(self) -> "Listener":
         self._watcher = asyncio.create_task(self._watch())
@@ -206,33 +263,44 @@ class Listener(web.Server):
     async def cut(self) -> None:
         """End every connection; bodies that are not finished end without a clean end."""
         self.pre_shutdown()
+        stopping = [asyncio.ensure_future(connection.stop()) for connection in self._fronts]
         await self.shutdown(_CUT_SECONDS)
+        if waiting := [*stopping, *self._ending]:
+            await asyncio.wait(waiting)
 
     @property
     def serving(self) -> int:
         """Requests in work."""
-        return sum(1 for connection in self._peers() if connection.is_serving)
+        everyone: list[Connection | FrontConnection] = [*self._peers(), *self._fronts]
+        return sum(1 for connection in everyone if connection.is_serving)
 
     def _peers(self) -> list[Connection]:
         return [connection for connection in self.connections if isinstance(connection, Connection)]
 
     def _shed(self, connections: list[Connection]) -> None:
         """Make room: the one that has waited longest goes."""
-        waiting = [connection for connection in connections if not connection.is_serving]
+        everyone: list[Connection | FrontConnection] = [*connections, *self._fronts]
+        waiting = [connection for connection in everyone if not connection.is_serving]
         if waiting:
             min(waiting, key=lambda connection: connection.waiting_since).abort()
         else:
-            logger.warning("%d connections and all at work; raise max_connections", len(connections))
-            connections[0].abort()
+            logger.warning("%d connections and all at work; raise max_connections", len(everyone))
+            everyone[0].abort()
 
     async def _watch(self) -> None:
         loop = asyncio.get_running_loop()
+        next_sweep = 0.0
         while True:
             await asyncio.sleep(min(_LOOK_SECONDS, self._settings.header_timeout / 4))
             now = loop.time()
             for connection in self._peers():
                 if self._is_overdue(connection, now):
                     connection.abort()
+            for front in [front for front in self._fronts if front.is_overdue(now)]:
+                front.abort()
+            if self._desk is not None and now >= next_sweep:
+                next_sweep = now + _KEEP_SECONDS
+                self._desk.close_unused()
 
     def _is_overdue(self, connection: Connection, now: float) -> bool:
         """It owes a head for too long, or has not taken the end of what it was sent."""

@@ -54,9 +54,11 @@ async def _run(config: Config, sock: socket.socket, context: ssl.SSLContext | No
     with ThreadPoolExecutor(SEND_THREADS, thread_name_prefix="send") as threads:
         async with Node.open(config) as node, Jobs.open(node) as jobs:
             app = App(node, jobs, threads)
-            async with Listener(app.handle, config.server, methods=METHODS, on_refused=app.refused) as listener:
+            async with Listener(
+                app.handle, config.server, methods=METHODS, on_refused=app.refused, desk=app.desk
+            ) as listener:
                 server = await loop.create_server(
-                    listener,
+                    listener.accept,
                     sock=sock,
                     backlog=_BACKLOG,
                     ssl=context,

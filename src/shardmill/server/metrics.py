@@ -18,6 +18,7 @@ from shardmill.jobs.registry import Jobs
 from shardmill.node.cache import Cache
 from shardmill.node.transforms import Transforms
 from shardmill.server.calls import Call
+from shardmill.server.front.desk import Tally
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -55,6 +56,8 @@ class Metrics:
         self._registry.register(_CacheCollector(cache))
         self._registry.register(_JobCollector(jobs))
         self._going_on: dict[str, _Counted] = {}
+        self.front = Tally()
+        """Objects that were answered by the front."""
 
     def begin(self, call: Call) -> None:
         """A request is in work; `end` follows."""
@@ -73,6 +76,11 @@ class Metrics:
         # An answer may take an hour: what it has sent until now counts now.
         for counted in self._going_on.values():
             self._count_bytes(counted, counted.call.sent)
+        statuses, sent = self.front.take()
+        for status, count in statuses.items():
+            self._requests.labels("o", status).inc(count)
+        if sent:
+            self._bytes.labels("o", "out").inc(sent)
         return generate_latest(self._registry)
 
     def _count_bytes(self, counted: "_Counted", sent: int) -> None:

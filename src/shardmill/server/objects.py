@@ -60,7 +60,7 @@ class ObjectFace:
         source = await self._objects.open(call.principal, ref, expected=_expected(call))
         try:
             return await self._sender.answer(
-                call, source, str(ref), lambda status: _head_of(ref.key, source.meta, status)
+                call, source, str(ref), lambda status: head_of(ref.key, source.meta, status)
             )
         finally:
             source.close()
@@ -73,8 +73,8 @@ class ObjectFace:
             return await self._sender.answer(
                 call,
                 opened.source,
-                f"member {name!r} of {ref}",
-                lambda status: _head_of(name, opened.meta, status),
+                member_label(ref, name),
+                lambda status: head_of(name, opened.meta, status),
                 part=Part(opened.meta, opened.start),
             )
         finally:
@@ -133,12 +133,18 @@ def _expected(call: Call) -> tuple[int, int | None] | None:
     return None if wanted.start is None else (wanted.start, wanted.stop)
 
 
-def _head_of(name: str, meta: ObjectMeta, status: int) -> web.StreamResponse:
+def head_of(name: str, meta: ObjectMeta, status: int) -> web.StreamResponse:
+    """An answer to GET or HEAD, with all headers but those of length and range."""
     answer = web.StreamResponse(status=status, headers=UNTRUSTED)
     _describe(answer, meta)
     answer.headers["Accept-Ranges"] = "bytes"
     answer.headers["Content-Type"] = content_type(name)
     return answer
+
+
+def member_label(ref: ObjectRef, name: str) -> str:
+    """Names a member in errors."""
+    return f"member {name!r} of {ref}"
 
 
 def describe_bytes(answer: web.StreamResponse, meta: ObjectMeta) -> None:

@@ -41,17 +41,25 @@ class HostRules:
         values = request.headers.getall("Host", [])
         if len(values) != 1:
             raise BadRequest("the request needs exactly one Host header")
-        host = _host_of(values[0])
-        if host is None:
-            raise BadRequest("the Host header is malformed")
-        if not self._is_ours(host):
-            raise AccessDenied(f"host {host!r} is not one of this node's; name it with --host {host}")
+        self.check_host(values[0])
         origin = ", ".join(request.headers.getall("Origin", []))
         if origin and request.method not in SAFE_METHODS:
             scheme = _SCHEME.match(origin)
             origin_host = _host_of(origin[scheme.end() :]) if scheme else None
             if origin_host is None or not self._is_ours(origin_host):
                 raise AccessDenied("a page of another origin may not change anything here")
+
+    def check_host(self, authority: str) -> None:
+        """Raise AccessDenied unless Host is ours; for reads that is all there is to check.
+
+        Raises:
+            BadRequest: It is malformed.
+        """
+        host = _host_of(authority)
+        if host is None:
+            raise BadRequest("the Host header is malformed")
+        if not self._is_ours(host):
+            raise AccessDenied(f"host {host!r} is not one of this node's; name it with --host {host}")
 
     def _is_ours(self, host: str) -> bool:
         return is_loopback(host) or host in self.hosts

@@ -1,0 +1,385 @@
+"""One connection as long as it asks for plain reads; the bytes of anything else go to aiohttp together with it.
+
+Answers leave in the order of their requests: while one is not written, whatever comes waits, and little of it is read.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine
+from time import monotonic
+from typing import Any, Literal, Protocol
+
+from shardmill.core.errors import ShardmillError
+from shardmill.server.front.answers import body_of_error
+from shardmill.server.front.bodies import FileBody, limit_send_buffer, read_whole, send_blocks
+from shardmill.server.front.desk import SMALL, Desk
+from shardmill.server.front.plans import Plan, Ready
+from shardmill.server.patience import count_untaken
+
+logger = logging.getLogger(__name__)
+
+AT_ONCE = 32  # requests of one peer, sent together, before others have their turn
+
+Ending = Literal["kept", "closed", "handed_over"]
+
+
+class Lobby(Protocol):
+    """Where connections are known."""
+
+    def arrived(self, connection: "FrontConnection") -> None: ...
+
+    def left(self, connection: "FrontConnection", work: "asyncio.Task[Ending] | None") -> None:
+        """Its transport is closed; `work` still gives back what it holds."""
+        ...
+
+    def finished_one(self) -> None:
+        """An answer that took its time is done."""
+        ...
+
+    def hand_over(self, connection: "FrontConnection", transport: asyncio.Transport, data: bytes) -> None:
+        """Let somebody else go on with a connection, from these bytes on. Nothing is left to be written to it."""
+        ...
+
+
+class FrontConnection(asyncio.Protocol):
+    """One peer."""
+
+    __slots__ = (
+        "_desk",
+        "_drained",
+        "_is_ended",
+        "_is_full",
+        "_lobby",
+        "_pending",
+        "_progress",
+        "_transport",
+        "_work",
+        "_written",
+        "has_asked",
+        "waiting_since",
+    )
+
+    def __init__(self, lobby: Lobby, desk: Desk) -> None:
+        self._lobby = lobby
+        self._desk = desk
+        self._transport: asyncio.Transport | None = None
+        self._pending = b""
+        """Came while an answer was in work."""
+        self._work: asyncio.Task[Ending] | None = None
+        """An answer that has to wait for something."""
+        self._is_full = False
+        """The transport wants nothing more for now."""
+        self._drained: asyncio.Future[None] | None = None
+        self._is_ended = False
+        """The peer sends nothing more."""
+        self._written = 0
+        """Bytes, since the beginning."""
+        self._progress = (0, 0.0)
+        """While something is to be taken: what the peer has taken since the beginning, and when that was seen first."""
+        self.waiting_since = 0.0
+        """When it began to wait for a request."""
+        self.has_asked = False
+        """It was answered before; a new one owes a head from the start."""
+
+    @property
+    def is_serving(self) -> bool:
+        """A request is in work, or an answer is not taken."""
+        return self._work is not None or self._is_full
+
+    # What the transport tells.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self.waiting_since = monotonic()
+        self._lobby.arrived(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        if self._work is not None:
+            self._work.cancel()
+        self._wake()
+        self._lobby.left(self, self._work)
+
+    def pause_writing(self) -> None:
+        self._is_full = True
+
+    def resume_writing(self) -> None:
+        self._is_full = False
+        self._wake()
+        if self._work is None:
+            self._lobby.finished_one()
+            self._go_on()
+
+    def eof_received(self) -> bool:
+        self._is_ended = True
+        # TLS has no half of a connection.
+        return self.is_serving and self._transport is not None and not _is_encrypted(self._transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._work is None and not self._is_full and not self._pending:
+            self._take(data)
+            return
+        self._pending += data
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    # What the lobby asks.
+
+    def is_overdue(self, now: float) -> bool:
+        """It owes a head for too long, was idle for too long, or takes nothing of what it is sent."""
+        settings, transport = self._desk.settings, self._transport
+        if transport is None:
+            return False
+        if self.is_serving or transport.get_write_buffer_size() or transport.is_closing():
+            untaken = count_untaken(transport)
+            taken, (known, since) = self._written - untaken, self._progress
+            if not untaken or not since or taken > known:
+                self._progress = (taken, now)
+                return False
+            return now - since > settings.send_timeout
+        return now - self.waiting_since > (settings.idle_timeout if self.has_asked else settings.header_timeout)
+
+    def abort(self) -> None:
+        """End it now, whatever the peer has not taken."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def stop(self) -> None:
+        """Cut what goes on, and close."""
+        work = self._work
+        if work is not None:
+            work.cancel()
+            await asyncio.wait([work])
+        if self._transport is not None:
+            self._transport.close()
+
+    # Requests.
+
+    def _take(self, data: bytes) -> None:
+        """Answer what came, one after the other."""
+        transport, gate = self._transport, self._desk.gate
+        start, number = 0, 0
+        while start < len(data):
+            if transport is None or transport.is_closing():
+                return
+            if self._work is not None or self._is_full or number == AT_ONCE:
+                self._pending = data[start:] + self._pending
+                transport.pause_reading()
+                if number == AT_ONCE and not self.is_serving:
+                    asyncio.get_running_loop().call_soon(self._go_on)
+                return
+            plan = gate.next_plan(data, start)
+            if plan is None:
+                self._transport = None
+                self._lobby.hand_over(self, transport, data[start:] if start else data)
+                return
+            start += len(plan.head)
+            number += 1
+            self._answer(plan, transport)
+
+    def _go_on(self) -> None:
+        """Nothing is in work any more: on with what came meanwhile."""
+        transport, data = self._transport, self._pending
+        if transport is None or self.is_serving:
+            return
+        self._pending = b""
+        if data:
+            self._take(data)
+            if self._transport is None or self._pending or self.is_serving:
+                return
+        if self._is_ended:
+            transport.close()
+        else:
+            transport.resume_reading()
+
+    def _answer(self, plan: Plan, transport: asyncio.Transport) -> None:
+        """Answer at once, or begin to."""
+        desk = self._desk
+        now = monotonic()
+        try:
+            desk.check(plan)
+            ready = plan.ready
+            if ready is None or not ready.kept.is_current:
+                ready = desk.look_up(plan)
+        except ShardmillError:
+            ready = None
+        if ready is None:
+            self._begin(self._open(plan, now))
+            return
+        kept = ready.kept
+        kept.is_used = True
+        size = ready.stop - ready.start
+        if not ready.is_verified:
+            ready.is_verified = kept.is_ready is not None and kept.is_ready(ready.start, ready.stop)
+        if size > SMALL or not ready.is_verified:
+            self._begin(self._send(plan, ready, now))
+            return
+        request_id = desk.ids.next()
+        head = desk.head_of(ready, request_id)
+        data: bytes | memoryview | None
+        if size:
+            data = desk.read_small(ready, head)
+        elif ready.error is not None and not plan.is_head:
+            body = body_of_error(ready.error, request_id)
+            data, size = head + body, len(body)
+        else:
+            data = head
+        if data is None:
+            self._begin(self._send(plan, ready, now))
+            return
+        # Behind the reading, so that the bytes are of what stands there.
+        if kept.is_there is not None and not kept.is_there():
+            kept.leave()
+            self._begin(self._open(plan, now))
+            return
+        transport.write(data)
+        self._written += len(data)
+        if type(data) is memoryview and transport.get_write_buffer_size():
+            desk.renew_buffer()
+        self._count(plan, ready, request_id, size, now)
+
+    def _count(self, plan: Plan, ready: Ready, request_id: str, size: int, began: float) -> None:
+        desk = self._desk
+        status = str(ready.status)
+        desk.tally.count(status)
+        desk.tally.sent += size
+        self.has_asked = True
+        self.waiting_since = began
+        if desk.is_verbose or ready.error is not None:
+            desk.log(plan, request_id, status, size, monotonic() - began)
+
+    # Answers that wait.
+
+    def _begin(self, work: Coroutine[Any, Any, Ending]) -> None:
+        self._work = asyncio.get_running_loop().create_task(work)
+        self._work.add_done_callback(self._worked)
+
+    def _worked(self, work: "asyncio.Task[Ending]") -> None:
+        self._work = None
+        self._progress = (0, 0.0)
+        self._lobby.finished_one()
+        transport = self._transport
+        if work.cancelled() or transport is None:
+            return
+        error = work.exception()
+        if error is not None:
+            logger.error("unexpected %s", type(error).__name__, exc_info=error)
+        if error is not None or work.result() == "closed":
+            transport.close()
+        elif work.result() == "kept":
+            self._go_on()
+
+    async def _open(self, plan: Plan, began: float) -> Ending:
+        """Open the object, then answer."""
+        try:
+            ready = await self._desk.open(plan)
+        except ShardmillError:
+            ready = None
+        if ready is None:
+            return self._refuse(plan)
+        return await self._send(plan, ready, began)
+
+    def _refuse(self, plan: Plan) -> Ending:
+        transport, data = self._transport, plan.head + self._pending
+        self._transport, self._pending = None, b""
+        if transport is not None:
+            transport.resume_reading()
+            self._lobby.hand_over(self, transport, data)
+        return "handed_over"
+
+    async def _send(self, plan: Plan, ready: Ready, began: float) -> Ending:
+        """Answer with bytes that have to be waited for: by the disk, or since they are many."""
+        desk, kept, transport = self._desk, ready.kept, self._transport
+        if transport is None or not kept.is_current:
+            return self._refuse(plan)
+        kept.lease()
+        request_id = desk.ids.next()
+        status, sent = "gone", 0
+        why: str | None = None
+
+        def count(size: int) -> None:
+            nonlocal sent
+            sent += size
+            desk.tally.sent += size
+            self._written += size
+
+        try:
+            try:
+                data = await self._first_bytes(plan, ready, request_id)
+            except (ShardmillError, OSError):
+                data = None
+            if data is None:
+                status = ""
+                return self._refuse(plan)
+            head, body = data
+            status, why = "cut", "the peer went away"
+            transport.write(head + body)
+            self._written += len(head)
+            count(len(body))
+            if ready.stop - ready.start > SMALL:
+                await self._send_large(transport, ready, count)
+            waiting = self._room()
+            if waiting is not None:
+                await waiting
+            status, why = str(ready.status), None
+            return "kept"
+        except (ShardmillError, OSError) as error:
+            why = str(error)
+            return "closed"
+        finally:
+            kept.release()
+            if status:
+                desk.tally.count(status)
+                desk.log(plan, request_id, status, sent, monotonic() - began, why)
+            self.has_asked = True
+            self.waiting_since = monotonic()
+
+    async def _first_bytes(self, plan: Plan, ready: Ready, request_id: str) -> tuple[bytes, bytes] | None:
+        """Head, and the body of a small answer; None: the object is not the one that was opened."""
+        desk, kept, source = self._desk, ready.kept, ready.kept.source
+        body = b""
+        size = ready.stop - ready.start
+        if ready.error is not None and not plan.is_head:
+            body = body_of_error(ready.error, request_id)
+        elif source is not None and 0 < size <= SMALL:
+            await source.ensure(ready.start, ready.stop)
+            body = await read_whole(desk, source.descriptor, ready.start, ready.stop)
+        elif source is not None and size:
+            await source.ensure_some(ready.start, ready.stop)
+        if kept.is_there is not None and not kept.is_there():
+            kept.leave()
+            return None
+        return desk.head_of(ready, request_id), body
+
+    async def _send_large(self, transport: asyncio.Transport, ready: Ready, count: Callable[[int], None]) -> None:
+        desk, source = self._desk, ready.kept.source
+        assert source is not None
+        if _is_encrypted(transport):
+            await send_blocks(desk, transport, source, (ready.start, ready.stop), self._room, count)
+            return
+        limit_send_buffer(transport, desk.settings.near_send_buffer)
+        while transport.get_write_buffer_size():
+            if transport.is_closing():
+                raise ConnectionResetError("the reader went away")
+            await asyncio.sleep(0.005)
+        with contextlib.closing(FileBody(desk, transport, source, count)) as body:
+            await body.send(ready.start, ready.stop)
+
+    def _room(self) -> "asyncio.Future[None] | None":
+        """What to await before more is written; None: nothing."""
+        if not self._is_full or self._transport is None:
+            return None
+        if self._drained is None:
+            self._drained = asyncio.get_running_loop().create_future()
+        return self._drained
+
+    def _wake(self) -> None:
+        drained, self._drained = self._drained, None
+        if drained is not None and not drained.done():
+            drained.set_result(None)
+
+
+def _is_encrypted(transport: asyncio.Transport) -> bool:
+    return transport.get_extra_info("sslcontext") is not None

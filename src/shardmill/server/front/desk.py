@@ -1,0 +1,169 @@
+"""What the connections of a front share: the gate, what is kept, buffers, counts."""
+
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from shardmill.config import ServerSettings
+from shardmill.core.errors import (
+    MemberNotFound,
+    ObjectNotFound,
+    PreconditionFailed,
+    RangeNotSatisfiable,
+)
+from shardmill.core.kept import Kept
+from shardmill.node.access import ANONYMOUS
+from shardmill.node.objects import Objects
+from shardmill.node.shards import Shards
+from shardmill.server.front.answers import Clock, RequestIds, ready_answer, ready_error
+from shardmill.server.front.gate import Gate
+from shardmill.server.front.plans import Plan, Ready
+from shardmill.server.front.residency import Residency
+from shardmill.server.security import HostRules
+from shardmill.telemetry import logs
+
+logger = logging.getLogger(__name__)
+
+SMALL = 128 << 10  # bytes of a body that is written at once with its head
+_HEADS = 16 << 10  # bytes of the buffer for what stands before a small body
+
+_SAID = (ObjectNotFound, MemberNotFound, PreconditionFailed, RangeNotSatisfiable)
+"""Errors that the front answers with; what says more is aiohttp's."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """Requests of one route and the bytes of their bodies, counted by who answers by the thousand."""
+
+    statuses: dict[str, int] = field(default_factory=dict)
+    sent: int = 0
+
+    def count(self, status: str) -> None:
+        self.statuses[status] = self.statuses.get(status, 0) + 1
+
+    def take(self) -> tuple[dict[str, int], int]:
+        """What came since the last time."""
+        taken = self.statuses, self.sent
+        self.statuses, self.sent = {}, 0
+        return taken
+
+
+class Desk:
+    """Everything that the connections of one node's front have in common.
+
+    Args:
+        threads: The senders'.
+    """
+
+    def __init__(
+        self,
+        objects: Objects,
+        shards: Shards,
+        rules: HostRules,
+        settings: ServerSettings,
+        threads: ThreadPoolExecutor,
+        tally: Tally,
+    ) -> None:
+        self.objects = objects
+        self.settings = settings
+        self.threads = threads
+        self.tally = tally
+        self.gate = Gate(rules)
+        self.ids = RequestIds()
+        self.clock = Clock()
+        self.residency = Residency()
+        self.is_verbose = logger.isEnabledFor(logging.DEBUG)
+        self._shards = shards
+        self._buffer = memoryview(bytearray(_HEADS + SMALL))
+
+    def check(self, plan: Plan) -> None:
+        """Raise AccessDenied unless whoever asks may read there."""
+        self.objects.check(ANONYMOUS, "read", plan.ref.bucket)
+
+    def close_unused(self) -> None:
+        """Close what is kept open and was not asked for since the last call."""
+        self.objects.close_unused()
+
+    def look_up(self, plan: Plan) -> Ready | None:
+        """The answer by what is kept open; None: something has to be opened or read first.
+
+        Raises:
+            ShardmillError: One that the front does not say itself.
+        """
+        kept = self.objects.kept(ANONYMOUS, plan.ref)
+        return None if kept is None or not kept.is_current else self._answer(plan, kept)
+
+    async def open(self, plan: Plan) -> Ready | None:
+        """The answer once the object is open; None: it is not the front's.
+
+        Raises:
+            ShardmillError: One that the front does not say itself.
+        """
+        kept = await self.objects.keep(ANONYMOUS, plan.ref)
+        if kept is None or not kept.is_current:
+            return None
+        ready = self._answer(plan, kept)
+        if ready is not None or plan.member is None:
+            return ready
+        # The index is made or loaded by whoever asks for the first member.
+        opened = await self._shards.open_member(ANONYMOUS, plan.ref, plan.member)
+        opened.source.close()
+        return self._answer(plan, kept) if kept.is_current else None
+
+    def _answer(self, plan: Plan, kept: Kept) -> Ready | None:
+        try:
+            member = None
+            if plan.member is not None:
+                # Without a shard its index has to be forgotten, too.
+                shard = kept.source
+                member = None if shard is None else self._shards.member_of(plan.ref, shard.meta, plan.member)
+                if member is None:
+                    return None
+            plan.ready = ready_answer(plan, kept, member)
+        except _SAID as error:
+            plan.ready = ready_error(kept, error)
+        return plan.ready
+
+    def head_of(self, ready: Ready, request_id: str) -> bytes:
+        return b"".join((ready.head, request_id.encode(), ready.rest, self.clock.end_of_head()))
+
+    def read_small(self, ready: Ready, head: bytes) -> memoryview | None:
+        """Head and body in the shared buffer, valid until the next call; None: the disk would have to be waited for."""
+        source = ready.kept.source
+        assert source is not None
+        size = ready.stop - ready.start
+        end = len(head) + size
+        if len(head) > _HEADS:
+            return None
+        view = self._buffer[:end]
+        view[: len(head)] = head
+        try:
+            if os.preadv(source.descriptor, [view[len(head) :]], ready.start, os.RWF_NOWAIT) != size:
+                return None
+        except OSError:
+            return None
+        return view
+
+    def renew_buffer(self) -> None:
+        """A transport has kept what is in the buffer."""
+        self._buffer = memoryview(bytearray(_HEADS + SMALL))
+
+    def log(self, plan: Plan, request_id: str, status: str, sent: int, seconds: float, why: str | None = None) -> None:
+        """The line of one request."""
+        is_quiet = status in ("200", "206", "304")
+        if is_quiet and not self.is_verbose:
+            return
+        token = logs.request_id.set(request_id)
+        if why is not None:
+            logger.info("%s %s: answer cut: %s", plan.method, plan.path, why)
+        logger.log(
+            logging.DEBUG if is_quiet else logging.INFO,
+            "%s %s %s %d bytes %.1f ms",
+            plan.method,
+            plan.path,
+            status,
+            sent,
+            seconds * 1000,
+        )
+        logs.request_id.reset(token)

@@ -1,0 +1,65 @@
+"""Requests that the front may answer, and their answers as far as an object's version decides them."""
+
+from shardmill.core.conditions import Conditions
+from shardmill.core.errors import ShardmillError
+from shardmill.core.kept import Kept
+from shardmill.core.ranges import ByteRange
+from shardmill.core.refs import ObjectRef
+
+
+class Ready:
+    """The answer to one request by one version of an object.
+
+    Args:
+        status: Of the answer.
+        head: Up to the request's id.
+        rest: From there to the date's value.
+        error: What the body says; None: the body is bytes [start, stop) of the object.
+    """
+
+    __slots__ = ("error", "head", "is_verified", "kept", "rest", "start", "status", "stop")
+
+    def __init__(
+        self, kept: Kept, status: int, head: bytes, rest: bytes, start: int, stop: int, error: ShardmillError | None
+    ) -> None:
+        self.kept = kept
+        self.status = status
+        self.head = head
+        self.rest = rest
+        self.start = start
+        self.stop = stop
+        self.error = error
+        self.is_verified = start == stop
+        """The bytes may be sent as they are; once they may, they always may."""
+
+
+class Plan:
+    """A request that the front may answer, parsed."""
+
+    __slots__ = ("conditions", "head", "is_head", "member", "path", "ready", "ref", "wanted")
+
+    def __init__(
+        self,
+        head: bytes,
+        path: str,
+        ref: ObjectRef,
+        member: str | None,
+        conditions: Conditions,
+        wanted: ByteRange | None,
+        *,
+        is_head: bool,
+    ) -> None:
+        self.head = head
+        """As it came, for whoever has to answer after all."""
+        self.path = path
+        self.ref = ref
+        self.member = member
+        self.conditions = conditions
+        self.wanted = wanted
+        self.is_head = is_head
+        self.ready: Ready | None = None
+        """The answer by the version of the object that was met last."""
+
+    @property
+    def method(self) -> str:
+        return "HEAD" if self.is_head else "GET"
