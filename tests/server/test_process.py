@@ -2,6 +2,7 @@
 
 import io
 import os
+import resource
 import signal
 import sys
 import tarfile
@@ -246,3 +247,15 @@ def test_ipv6_loopback_can_be_listened_on(shards: Path) -> None:
         assert node.endpoint.startswith("http://[::1]:")
         with Client(node.endpoint) as client:
             assert client.object(f"gs://sharded-imagenet/{SHARD}").read() == (shards / SHARD).read_bytes()
+
+
+def test_it_takes_as_many_descriptors_as_it_may(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 300), hard))
+    try:
+        with running_node("--bucket", "ais://pool", data=tmp_path / "data") as node:
+            limits = Path(f"/proc/{node.pid}/limits").read_text()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    line = next(line for line in limits.splitlines() if line.startswith("Max open files"))
+    assert line.split()[3:5] == [str(hard)] * 2

@@ -19,6 +19,7 @@ from shardmill.node.node import Node
 from shardmill.server.app import METHODS, App
 from shardmill.server.connections import Listener
 from shardmill.server.heap import share_arenas
+from shardmill.server.limits import take_all_descriptors
 from shardmill.telemetry import logs
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ def serve(config: Config) -> int:
     """
     logs.set_up(config.server.log_level)
     share_arenas()
+    take_all_descriptors()
     try:
         sock = _bind(config.server)
         context = _tls(config.server)
