@@ -7,6 +7,7 @@ import random
 import shutil
 import socket
 import stat
+import time
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -50,9 +51,10 @@ def write(path: Path, data: bytes = b"x") -> Path:
     return path
 
 
-def age(path: Path) -> None:
-    """Let a folder's last change be long ago, so that its listing may be remembered."""
-    os.utime(path, ns=(10**18 + 1, 10**18 + 1))
+def settle(*folders: Path) -> None:
+    """Wait until the folders' times are old enough to tell a change from none, so that they may be remembered."""
+    while any(time.time_ns() - folder.stat().st_ctime_ns <= 2 * walks._TICK for folder in folders):
+        time.sleep(0.01)
 
 
 async def all_keys(store: DirectoryStore, *, limit: int = 1000, prefix: str = "") -> list[str]:
@@ -337,8 +339,7 @@ def test_a_folder_larger_than_what_is_held_at_once_is_listed_whole(
         for number in numbers:
             write(root / "flat" / (f"{number:03d}" if number % 3 else f"{number:03d}/inner"))
         write(root / "after")
-        for folder in (root / "flat", root):
-            age(folder)
+        await asyncio.to_thread(settle, root / "flat", root)
         keys = [f"flat/{number:03d}" + ("" if number % 3 else "/inner") for number in range(300)]
         async with open_directory(root) as store:
             for limit in (7, 1000):
@@ -350,15 +351,47 @@ def test_a_folder_larger_than_what_is_held_at_once_is_listed_whole(
     run(story())
 
 
+def test_names_are_read_once_until_the_folder_changes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(500):
+        write(root / "flat" / f"{number:03d}")
+    read: list[bytes] = []
+    as_ever = Walk._read
+
+    def counted(walk: Walk, folder: int, low: bytes) -> walks._Window:
+        read.append(low)
+        return as_ever(walk, folder, low)
+
+    monkeypatch.setattr(Walk, "_read", counted)
+
+    async def story() -> None:
+        async with open_directory(root) as store:
+            await asyncio.to_thread(settle, root, root / "flat")
+            await all_keys(store, limit=10)
+            assert len(read) == 2  # the root and the folder
+            await page_of(store, prefix="flat/2", after="flat/250", limit=10)
+            assert len(await all_keys(store, limit=1000)) == 500
+            assert len(read) == 2
+            (root / "flat" / "999").touch()
+            assert len(await all_keys(store, limit=1000)) == 501
+            assert len(read) == 3
+            # A name that goes, and the folder's own time put back: only the time of its inode tells.
+            before = (root / "flat").stat()
+            (root / "flat" / "000").unlink()
+            os.utime(root / "flat", ns=(before.st_atime_ns, before.st_mtime_ns))
+            assert len(await all_keys(store, limit=1000)) == 500
+
+    run(story())
+
+
 def test_memory_for_a_huge_folder_is_bounded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(walks, "WINDOW", 200)
-    monkeypatch.setattr(walks, "KEPT_NAMES", 400)
+    monkeypatch.setattr(walks, "KEPT", 100_000)
     count = 4000
     for number in range(count):
         (root / f"{number * 7919 % count:05d}{'n' * 200}").touch()
-    age(root)
 
     async def story() -> None:
+        await asyncio.to_thread(settle, root)
         async with open_directory(root) as store:
             tracemalloc.start()
             try:

@@ -6,6 +6,7 @@ again. It is marked as complete only once it is.
 """
 
 import asyncio
+import builtins
 import contextlib
 import heapq
 import logging
@@ -28,7 +29,7 @@ from shardmill.storage.paging import list_page
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 MAP_SIZES = (1 << 38, 1 << 34, 1 << 31)  # bytes of address space, the first that the system grants
 MAX_READERS = 1024  # pages being read at once
 RETRY_SECONDS = 2
@@ -37,6 +38,7 @@ _ID = 8  # bytes of a store's id before each key
 _TIE = 16  # bytes that stand for the rest of a longer key
 _CUT = _MAX_KEY - _ID - _TIE
 _BATCH = 512  # changes in one commit
+_SCANNED = 8192  # objects found by a scan that are added in one commit
 _TIED = 1000  # keys cut at the same place that are put in order at once
 _SCARCE = 1 << 20  # bytes; with less, a failing write is taken for a full disk
 _DAMAGE = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.PanicError)
@@ -45,22 +47,29 @@ _STATE = "state.json"
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One object as listings show it."""
+    """One object as listings show it, as small as can be: a million of them are to stay in memory."""
 
-    key: str
     size: int
     modified: float
-    etag: str
+    checksum: bytes
+    """xxh3-128 over the bytes."""
     version: str
-    user: dict[str, str]
+    """Of the write; with the checksum behind it, it is the source version."""
+    user: dict[str, str] | None
+    key: str | None
+    """Where the name in the database does not tell it."""
 
     @classmethod
     def of(cls, meta: ObjectMeta) -> "Entry":
-        return cls(meta.key, meta.size, meta.modified, meta.etag or "", meta.version, dict(meta.user))
+        etag = meta.etag or ""
+        key = meta.key if len(meta.key.encode()) > _CUT else None
+        version = meta.version.removesuffix(f"-{etag}")
+        return cls(meta.size, meta.modified, bytes.fromhex(etag), version, dict(meta.user) or None, key)
 
-    @property
-    def meta(self) -> ObjectMeta:
-        return ObjectMeta(self.key, self.size, self.etag, self.version, self.modified, f"xxh3:{self.etag}", self.user)
+    def meta(self, key: str) -> ObjectMeta:
+        etag = self.checksum.hex()
+        version, checksum = f"{self.version}-{etag}", f"xxh3:{etag}"
+        return ObjectMeta(key, self.size, etag, version, self.modified, checksum, self.user or {})
 
 
 Change = tuple[bytes, bytes | None]
@@ -189,7 +198,7 @@ class Index:
             try:
                 return list_page(
                     lambda bound: self._seek(store, bound),
-                    lambda _, value: decode(value).meta,
+                    lambda key, value: decode(value).meta(key.decode()),
                     prefix=prefix,
                     delimiter=delimiter,
                     after=after,
@@ -300,7 +309,7 @@ class Index:
                 while is_there and cursor.key()[: len(stem)] == stem:
                     if len(cursor.key()) == _MAX_KEY:
                         value = bytes(cursor.value())
-                        key = self._decoder.decode(value).key.encode()
+                        key = (self._decoder.decode(value).key or "").encode()
                         if key >= bound:
                             yield key, value
                     is_there = cursor.next()
@@ -341,13 +350,14 @@ class Index:
     def _rebuild(self, scan: Scan) -> None:
         """Add what the files say, unless the index knows better by now."""
         count = 0
-        batch: list[tuple[bytes, bytes]] = []
+        batch: builtins.list[tuple[bytes, bytes]] = []
         for store, meta in scan():
             if self._stopping.is_set():
                 return
             batch.append((_name(store, meta.key), msgspec.msgpack.encode(Entry.of(meta))))
             count += 1
-            if len(batch) == _BATCH:
+            if len(batch) == _SCANNED:
+                # Not sorted: the database would split its pages at places that leave them half empty.
                 self._add_missing(batch)
                 batch = []
         self._add_missing(batch)

@@ -7,7 +7,6 @@ leaves the old object as it was, which is kept by a second name until the index 
 
 import asyncio
 import contextlib
-import logging
 import os
 import secrets
 import time
@@ -37,11 +36,10 @@ from shardmill.storage.index import Index
 from shardmill.storage.journal import Journal
 from shardmill.storage.kept import KeptKeys, Shelf
 from shardmill.storage.locks import KeyLocks
+from shardmill.storage.scan import scan
 from shardmill.storage.steps import finish, opened
 from shardmill.storage.trailer import BLOCK, Hasher, Trailer, pack, read_trailer
 from shardmill.storage.uploads import receive
-
-logger = logging.getLogger(__name__)
 
 Durability = Literal["power", "kill"]
 Value = TypeVar("Value")
@@ -235,13 +233,7 @@ class PoolStore:
 
     def scan(self) -> Iterator[ObjectMeta]:
         """Metadata of every object, from the files; blocking. Torn ones are left out."""
-        for first in sorted(_entries(self.directory)):
-            if first.name == _TEMPORARY:
-                continue
-            for path in _entries(first):
-                meta = _scanned(path)
-                if meta is not None:
-                    yield meta
+        return scan(self.directory, hidden=_TEMPORARY)
 
     async def _replace(self, upload: "PoolUpload", key: str, user: dict[str, str], conditions: Conditions) -> Stored:
         async with self._locks.hold(key):
@@ -460,26 +452,3 @@ class PoolUpload:
             self.path.unlink(missing_ok=True)
             self._is_there = False
         self._old.unlink(missing_ok=True)
-
-
-def _entries(folder: Path) -> Iterator[Path]:
-    """What is in a folder; nothing if it is none, or its bucket is being removed."""
-    try:
-        yield from folder.iterdir()
-    except (FileNotFoundError, NotADirectoryError):
-        return
-
-
-def _scanned(path: Path) -> ObjectMeta | None:
-    """Metadata of the object in a file; None if it has gone or cannot be read."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return read_trailer(descriptor).meta
-        finally:
-            os.close(descriptor)
-    except FileNotFoundError:
-        return None
-    except (CorruptObject, OSError) as error:
-        logger.warning("a file of the pool is left out of the listing: %s", error)
-        return None

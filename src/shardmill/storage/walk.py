@@ -1,41 +1,84 @@
 """Files of a tree in key order, from any key on, with bounded memory.
 
-A folder's names are sorted as its part of the keys, directories with their slash, so `a.b` comes before `a/b`. Of a
-folder with more names than `WINDOW` only the next so many are held at once.
+A folder's names are sorted as its part of the keys, directories with their slash, so `a.b` comes before `a/b`. They
+are remembered until the folder changes, so that the next page reads no folder; of one with more names than `WINDOW`
+only the next so many.
 """
 
 import contextlib
 import os
+import re
 import threading
 import time
+from array import array
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 from shardmill.core.refs import MAX_KEY
 from shardmill.storage.tree import Tree
 
-WINDOW = 100_000  # names of one folder held at once, some 10 MB
-KEPT_NAMES = 4 * WINDOW  # of all folders remembered between pages
+WINDOW = 1_000_000  # names of one folder held at once
+KEPT = 64 << 20  # bytes of names of all folders, remembered between pages; the last folder's stay whatever they take
 
 _TICK = 50_000_000  # ns; changes closer together may have one time
 _COARSE_TICK = 3_000_000_000  # ns; the same where times are whole seconds
 _SECOND = 1_000_000_000
+_CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
+_ABOUT = 200  # bytes of a folder with no names in it
 
 
 Found = tuple[bytes, int]
 """A name and the descriptor of its folder, open until the next one is asked for."""
 
 
+class _Names(Sequence[bytes]):
+    """Names one behind the other: a million of them are some 20 MB, as objects they were 60."""
+
+    def __init__(self, names: Sequence[bytes]) -> None:
+        self._text = b"".join(names)
+        self._stops = array("Q" if len(self._text) >> 32 else "I")
+        stop = 0
+        for name in names:
+            stop += len(name)
+            self._stops.append(stop)
+
+    @overload
+    def __getitem__(self, number: int) -> bytes: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[bytes]: ...
+
+    def __getitem__(self, number: int | slice) -> bytes | Sequence[bytes]:
+        if isinstance(number, slice):
+            return [self[each] for each in range(*number.indices(len(self)))]
+        if number < 0:
+            number += len(self)
+        return self._text[self._stops[number - 1] if number else 0 : self._stops[number]]
+
+    def __len__(self) -> int:
+        return len(self._stops)
+
+    @property
+    def memory(self) -> int:
+        """Bytes, about."""
+        return len(self._text) + len(self._stops) * self._stops.itemsize + _ABOUT
+
+
 @dataclass(frozen=True, slots=True)
 class _Window:
     """Consecutive names of a folder in key order."""
 
-    names: list[bytes]
+    names: _Names
     low: bytes
     """No name from here to the first one is missing."""
     is_last: bool
+
+
+_Identity = tuple[int, int, int, int]
+"""What changes when a name in a folder does: device, inode, time of change of its names and of itself."""
 
 
 class Walk:
@@ -50,8 +93,8 @@ class Walk:
         self._tree = tree
         self._is_hidden = is_hidden
         self._lock = threading.Lock()
-        self._kept: OrderedDict[bytes, tuple[tuple[int, int, int], _Window]] = OrderedDict()
-        self._kept_names = 0
+        self._kept: OrderedDict[bytes, tuple[_Identity, _Window]] = OrderedDict()
+        self._kept_memory = 0
 
     def seek(self, bound: bytes) -> Iterator[tuple[bytes, Found]]:
         """Keys >= `bound` in order, each with where it was found."""
@@ -111,7 +154,7 @@ class Walk:
     def _window(self, folder: int, base: bytes, low: bytes) -> _Window:
         """Names from `low` on, remembered as long as the folder does not change."""
         status = os.fstat(folder)
-        identity = (status.st_dev, status.st_ino, status.st_mtime_ns)
+        identity = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
         with self._lock:
             kept = self._kept.get(base)
             if kept is not None and kept[0] == identity and _reaches(kept[1], low):
@@ -119,20 +162,20 @@ class Walk:
                 return kept[1]
         now = time.time_ns()
         window = self._read(folder, low)
-        # A change within one tick of the clock leaves no trace in the folder's time.
-        tick = _COARSE_TICK if status.st_mtime_ns % _SECOND == 0 else _TICK
-        if now - status.st_mtime_ns > tick:
+        # A change within one tick of the clock leaves no trace in the folder's times.
+        tick = _COARSE_TICK if status.st_ctime_ns % _SECOND == 0 else _TICK
+        if now - status.st_ctime_ns > tick:
             self._keep(base, identity, window)
         return window
 
-    def _keep(self, base: bytes, identity: tuple[int, int, int], window: _Window) -> None:
+    def _keep(self, base: bytes, identity: _Identity, window: _Window) -> None:
         with self._lock:
             old = self._kept.pop(base, None)
             self._kept[base] = identity, window
-            self._kept_names += len(window.names) + 1 - (len(old[1].names) + 1 if old else 0)
-            while self._kept_names > KEPT_NAMES and len(self._kept) > 1:
+            self._kept_memory += window.names.memory - (old[1].names.memory if old else 0)
+            while self._kept_memory > KEPT and len(self._kept) > 1:
                 _, (_, gone) = self._kept.popitem(last=False)
-                self._kept_names -= len(gone.names) + 1
+                self._kept_memory -= gone.names.memory
 
     def _read(self, folder: int, low: bytes) -> _Window:
         names: list[bytes] = []
@@ -154,12 +197,12 @@ class Walk:
                         del names[WINDOW:]
                         high = names[-1]
         names.sort()
-        return _Window(names, b"" if is_whole else low, high is None)
+        return _Window(_Names(names), b"" if is_whole else low, high is None)
 
     def _key_name(self, entry: "os.DirEntry[str]") -> bytes | None:
         """The entry's part of a key; None for what is no object."""
         name = os.fsencode(entry.name)
-        if self._is_hidden(name) or any(byte < 0x20 or byte == 0x7F for byte in name):
+        if self._is_hidden(name) or _CONTROL.search(name):
             return None
         try:
             name.decode()
@@ -170,7 +213,7 @@ class Walk:
             return None
 
 
-def _rest(names: list[bytes], start: int) -> Iterator[bytes]:
+def _rest(names: Sequence[bytes], start: int) -> Iterator[bytes]:
     """Without a copy: a page needs a thousand of what may be a hundred thousand."""
     for position in range(start, len(names)):
         yield names[position]
