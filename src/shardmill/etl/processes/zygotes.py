@@ -222,9 +222,16 @@ class Zygote:
         self._answers[number] = future
         self._channel.send({**head, "id": number}, descriptors=descriptors)
         try:
-            return await asyncio.wait_for(future, seconds)
-        except TimeoutError:
-            raise TimeoutError(f"the zygote of environment {self.name!r} gave no answer for {seconds:g} s") from None
+            async with asyncio.timeout(seconds):
+                return await future
+        except BaseException as error:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                # It came in the very moment in which nobody waits any more.
+                _give_up(future.result())
+            if isinstance(error, TimeoutError):
+                message = f"the zygote of environment {self.name!r} gave no answer for {seconds:g} s"
+                raise TimeoutError(message) from None
+            raise
         finally:
             self._answers.pop(number, None)
 
@@ -244,10 +251,8 @@ class Zygote:
                 waiting = self._answers.get(head["id"])
                 if waiting is not None and not waiting.done():
                     waiting.set_result(head)
-                elif kind == "forked":
-                    # Whoever asked has left; a worker that nobody knows must not live.
-                    signal.pidfd_send_signal(head["pidfd"], signal.SIGKILL)
-                    os.close(head["pidfd"])
+                else:
+                    _give_up(head)
 
     def _on_closed(self, reason: str) -> None:
         if not self._is_closing:
@@ -267,6 +272,13 @@ class Zygote:
             if not future.done():
                 future.set_exception(error)
                 future.exception()  # marks it retrieved: nobody may be waiting
+
+
+def _give_up(answer: dict[str, Any]) -> None:
+    """Whoever asked has left; a worker that nobody knows must not live."""
+    if answer["t"] == "forked":
+        signal.pidfd_send_signal(answer["pidfd"], signal.SIGKILL)
+        os.close(answer["pidfd"])
 
 
 def _environment(scratch: Path) -> dict[str, str]:
