@@ -12,7 +12,7 @@ from shardmill import Client
 from shardmill.cli.main import run
 from shardmill.cli.results import age_text
 from shardmill.core.api import Results
-from shardmill.core.errors import BadRequest
+from shardmill.core.errors import BadRequest, TransformNotFound
 from tests.server.readers import Reader, get, metric, wait_until
 from tests.server.served import BUCKET, VAL, Sample, Served, serving
 
@@ -93,7 +93,7 @@ def test_what_is_removed_is_made_again(served: Served, client: Client, kept: tup
     size = client.transforms.results(kept[0]).bytes
     removed = client.transforms.remove_results(kept[0])
     assert (removed.removed, removed.bytes) == (1, size)
-    assert client.transforms.remove_results(kept[0]).removed == 0
+    assert client.transforms.remove_results(kept[0]).removed == 0, "the transform is known, and has none any more"
     assert client.transforms.results().total == 3
     assert client.transforms.remove_results(key=VAL).removed == 1
     done = served.count()
@@ -115,6 +115,22 @@ def test_who_reads_what_is_removed_reads_it_to_its_end(served: Served, client: C
         answer = reader.finish()
     assert f'"{result.etag}"' == answer.etag
     assert len(answer.body) == result.size
+
+
+def test_removing_results_of_a_transform_that_there_is_not_says_so(client: Client, kept: tuple[str, str]) -> None:
+    name = kept[0].partition("@")[0]
+    for unknown in ("absent", f"absent@{'0' * 12}", f"{name}@{'0' * 12}"):
+        with pytest.raises(TransformNotFound, match=rf"no transform '{unknown}'"):
+            client.transforms.remove_results(unknown)
+    assert client.transforms.remove_results(name).removed == 2
+
+
+def test_results_of_a_transform_that_was_removed_can_be_removed(client: Client, kept: tuple[str, str]) -> None:
+    name = kept[0].partition("@")[0]
+    client.transforms.remove(name)
+    assert client.transforms.remove_results(name).removed == 2
+    with pytest.raises(TransformNotFound, match=f"no transform {name!r}"):
+        client.transforms.remove_results(name)
 
 
 def test_removing_everything_must_be_said(client: Client) -> None:

@@ -92,7 +92,8 @@ class Node:
             objects = Objects(buckets, access)
             ahead = await parts.enter_async_context(LookAhead(engine, objects, depth=config.transforms.look_ahead))
             transforms = Transforms(engine, objects, access, ahead)
-            shards, kept, cache = Shards(engine, objects, members), KeptResults(results, access), Cache(buckets, access)
+            shards, cache = Shards(engine, objects, members), Cache(buckets, access)
+            kept = KeptResults(results, access, engine.versions)
             yield cls(config, objects, transforms, shards, kept, cache)
 
     def describe(self) -> ConfigInfo:

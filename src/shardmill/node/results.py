@@ -10,6 +10,7 @@ from shardmill.core.errors import BadRequest
 from shardmill.core.refs import Bucket
 from shardmill.core.sources import ResultEntry, ResultFiles
 from shardmill.core.specs import SPEC_DIGITS, Spec
+from shardmill.etl.versions.registry import Versions
 from shardmill.node.access import Access, Principal
 
 MAX_RESULTS = 1000  # in one answer
@@ -53,11 +54,13 @@ class KeptResults:
     Args:
         files: Where they are kept; None: nowhere.
         access: Who may do what.
+        versions: The transforms that there are.
     """
 
-    def __init__(self, files: ResultFiles | None, access: Access) -> None:
+    def __init__(self, files: ResultFiles | None, access: Access, versions: Versions) -> None:
         self._files = files
         self._access = access
+        self._versions = versions
 
     async def list(self, principal: Principal, wanted: ResultFilter, *, limit: int = MAX_RESULTS) -> Results:
         """Those that match, the last used first; `limit` is cut to `MAX_RESULTS`."""
@@ -80,15 +83,19 @@ class KeptResults:
 
         Raises:
             BadRequest: Nothing is said of which, and `everything` is False.
+            TransformNotFound: There is no such transform, and nothing is left of one.
         """
         self._access.check(principal, "run", wanted.bucket)
         if wanted.is_empty and not everything:
             raise BadRequest("say which results: transform, bucket, key; or all=true for all there are")
         if not wanted.is_empty and everything:
             raise BadRequest("all=true goes with no transform, bucket or key")
+        found = await asyncio.to_thread(self._find, wanted) if self._files is not None else []
+        if not found and wanted.transform is not None:
+            self._versions.find(wanted.transform.name, wanted.transform.digest, wanted.transform.args)
         if self._files is None:
             return RemovedResults(0, 0)
-        keys = [entry.key for entry in await asyncio.to_thread(self._find, wanted)]
+        keys = [entry.key for entry in found]
         return RemovedResults(len(keys), await self._files.remove(keys))
 
     def _find(self, wanted: ResultFilter) -> builtins.list[ResultEntry]:
