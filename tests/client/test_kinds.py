@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 
 from shardmill import Client, Pipeline, WDTransform, transform
+from shardmill.client.refusals import CannotShip
 from shardmill.client.shards import StreamedSample, read_stream
 from shardmill.client.transforms import Part
+from shardmill.core.api import Kind
 from shardmill.core.errors import BadRequest, TransformFailed, TransformNotFound
 from shardmill.core.specs import Spec
 from tests.client.test_transforms import IMAGENET, SHARD
@@ -338,6 +340,68 @@ def test_a_function_that_cannot_be_called_as_it_will_be_is_refused_at_once(clien
     add(wrapper, "kinds-wrapped")
     add(functools.partial(pair, 1), "kinds-partial")
     add(len, "kinds-builtin")
+
+
+FILE = """
+import functools
+from shardmill import transform
+
+def pair(left, right):
+    return left
+
+@transform(kind="bytes")
+def scale(data, width, /, *more, ref, **others):
+    return data * width
+
+def defaults(sample, level=1, *, deep=2):
+    return sample
+
+async def later(sample):
+    return sample
+
+@functools.lru_cache
+def wrapped(left, right):
+    return left
+
+if functools:
+    def chosen(sample):
+        return sample
+else:
+    def chosen(left, right):
+        return left
+
+class Callable:
+    def __new__(cls, sample):
+        return sample
+"""
+
+
+def test_a_function_of_a_file_that_cannot_be_called_as_it_will_be_is_refused_at_once(
+    client: Client, tmp_path: Path
+) -> None:
+    file = tmp_path / "functions.py"
+    file.write_text(FILE)
+
+    def add(function: str, kind: Kind | None = None, **args: object) -> None:
+        client.transforms.add(f"{file}:{function}", f"kinds-of-file-{function.lower()}", kind=kind, args=args or None)
+
+    with pytest.raises(
+        BadRequest, match=r"`pair` cannot be called with a sample: missing a required argument: 'right'"
+    ):
+        add("pair")
+    with pytest.raises(BadRequest, match=r"`scale` cannot .* the object: missing a required argument: 'width'"):
+        add("scale")
+    with pytest.raises(BadRequest, match=r"`defaults` .* a sample and args wide: got an unexpected keyword"):
+        add("defaults", wide=1)
+    with pytest.raises(CannotShip, match=r"`later` is async"):
+        add("later")
+    add("pair", "stream")
+    add("pair", right=2)
+    add("defaults", deep=1)
+    # What a decorator makes of it, what is chosen as the file is run, and classes are not known here.
+    add("wrapped", "stream")
+    add("chosen")
+    add("Callable")
 
 
 def test_a_pipeline_is_probed_as_a_whole(client: Client) -> None:

@@ -43,6 +43,8 @@ class Shipment:
     """`file:line` of the function."""
     name: str
     """The function's own; empty for a lambda."""
+    signature: inspect.Signature | None = None
+    """How it can be called; None: that is not known."""
 
 
 def ship(function: Callable[..., Any]) -> Shipment:
@@ -70,20 +72,19 @@ def ship(function: Callable[..., Any]) -> Shipment:
         # Objects of the user's own say how they are pickled, and may raise anything.
         raise CannotShip(f"{place} cannot be shipped: {error}") from error
     modules = installed_names({*named, *walk.installed, *walk.submodules})
-    return Shipment("cloudpickle", payload, form, PYTHON, modules, _label_of(function), name)
+    label, signature = _label_of(function), _signature_of(function)
+    return Shipment("cloudpickle", payload, form, PYTHON, modules, label, name, signature)
 
 
-def check_call(function: Callable[..., Any], kind: Kind, args: Mapping[str, object]) -> None:
+def check_call(shipment: Shipment, kind: Kind, args: Mapping[str, object]) -> None:
     """See now, not at the first sample, that a function takes what it will be called with.
 
     Raises:
         BadRequest: It does not.
     """
-    try:
-        # Of what a decorator wraps only the wrapper is called.
-        signature = inspect.signature(function, follow_wrapped=False)
-    except (TypeError, ValueError):
-        return  # some builtins do not tell
+    signature = shipment.signature
+    if signature is None:
+        return
     given = dict(args)
     if kind != "sample" and "ref" in signature.parameters:
         given.setdefault("ref", "")
@@ -91,7 +92,7 @@ def check_call(function: Callable[..., Any], kind: Kind, args: Mapping[str, obje
     try:
         signature.bind(*positional, **given)
     except TypeError as error:
-        name, given_names = _name_of(function) or "<lambda>", f" and args {', '.join(args)}" if args else ""
+        name, given_names = shipment.name or "<lambda>", f" and args {', '.join(args)}" if args else ""
         raise BadRequest(
             f"function `{name}` cannot be called with {' and '.join(positional)}{given_names}: {error}"
         ) from None
@@ -123,13 +124,14 @@ def ship_file(target: str) -> Shipment:
     if function not in defined:
         known = ", ".join(name for name, node in defined.items() if isinstance(node, ast.FunctionDef))
         raise BadRequest(f"{file} defines no {function!r}" + (f"; it defines {known}" if known else ""))
+    signature = _signature_in(tree, function)
     imports = list(_imports(_reached_from(function, tree)))
     for name, line in imports:
         _check_import(name, Path(filename).parent, f"{file}:{line}")
     payload = json.dumps({"source": source, "function": function, "filename": filename}).encode()
     modules = installed_names(name for name, _ in imports)
     label = f"{filename}:{defined[function].lineno}"
-    return Shipment("source", payload, form, PYTHON, modules, label, function)
+    return Shipment("source", payload, form, PYTHON, modules, label, function, signature)
 
 
 def _name_of(function: Any) -> str:
@@ -137,6 +139,55 @@ def _name_of(function: Any) -> str:
         function = function.func
     name = getattr(function, "__name__", None) or type(function).__name__
     return "" if name == "<lambda>" else str(name)
+
+
+def _signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
+    try:
+        # Of what a decorator wraps only the wrapper is called.
+        return inspect.signature(function, follow_wrapped=False)
+    except (TypeError, ValueError):
+        return None  # some builtins do not tell
+
+
+def _signature_in(tree: ast.Module, function: str) -> inspect.Signature | None:
+    """Of a function of a file that is not run: None if it is decorated, but for marks, or not just defined once.
+
+    Raises:
+        CannotShip: It is async.
+    """
+    found = [node for name, node in _definitions(tree.body) if name == function]
+    node = found[-1]
+    if len(found) > 1 or node not in tree.body or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        return None
+    decorators = [item.func if isinstance(item, ast.Call) else item for item in node.decorator_list]
+    if any(ast.unparse(item).rpartition(".")[2] != "transform" for item in decorators):
+        return None
+    if isinstance(node, ast.AsyncFunctionDef):
+        raise CannotShip(f"function `{function}` is async; samples come one by one to a plain function")
+    return _signature_from(node.args)
+
+
+def _signature_from(arguments: ast.arguments) -> inspect.Signature:
+    kinds = inspect.Parameter
+    positional = [*arguments.posonlyargs, *arguments.args]
+    required = len(positional) - len(arguments.defaults)
+    parameters = [
+        inspect.Parameter(
+            item.arg,
+            kinds.POSITIONAL_ONLY if number < len(arguments.posonlyargs) else kinds.POSITIONAL_OR_KEYWORD,
+            default=kinds.empty if number < required else None,
+        )
+        for number, item in enumerate(positional)
+    ]
+    if arguments.vararg is not None:
+        parameters.append(inspect.Parameter(arguments.vararg.arg, kinds.VAR_POSITIONAL))
+    parameters += [
+        inspect.Parameter(item.arg, kinds.KEYWORD_ONLY, default=kinds.empty if default is None else None)
+        for item, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    ]
+    if arguments.kwarg is not None:
+        parameters.append(inspect.Parameter(arguments.kwarg.arg, kinds.VAR_KEYWORD))
+    return inspect.Signature(parameters)
 
 
 def _label_of(function: Any) -> str:

@@ -114,8 +114,7 @@ class TransformsHandle:
         by_path = by_path if by_path is not None else marks.get("by_path", False)
         if by_path and kind != "bytes":
             raise BadRequest("by_path is of kind 'bytes'")
-        if callable(function):
-            check_call(function, kind, args or {})
+        check_call(shipment, kind, args or {})
         fields = fields if fields is not None else marks.get("fields")
         packages = packages or marks.get("packages") or ()
         request = TransformRequest(
