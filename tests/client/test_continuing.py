@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shardmill.client import Client
-from shardmill.client.http import TruncatedBody
+from shardmill.client import Client, TruncatedBody
 from shardmill.core.errors import Conflict, TransformFailed
 from shardmill.testing.node import RunningNode, running_node
 

@@ -1,92 +1,16 @@
 """The client against nodes that misbehave: scripted sockets that answer byte by byte what a test wants."""
 
-import contextlib
 import os
 import socket
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from shardmill.client import Client, NodeUnreachable, TruncatedBody
 from shardmill.core.errors import Busy, Conflict, ObjectNotFound, ServerError, TransformFailed
+from tests.client.scripted import OK, Build, answer, chunked
 
 UUID = "broken@0123456789ab"
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
-
-Script = list[bytes | None]
-"""One answer a request; None closes the connection without one. A leading `!` closes it behind the answer."""
-
-
-class ScriptedNode:
-    """Gives the scripted answers in order, over as many connections as the client opens."""
-
-    def __init__(self, script: Script) -> None:
-        self.requests: list[bytes] = []
-        self.connections = 0
-        self._script = script
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):  # closed already by the test
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._thread.join(5)
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            self.connections += 1
-            with connection:
-                connection.settimeout(5)
-                with contextlib.suppress(OSError):
-                    while self._script and self._answer(connection):
-                        pass
-
-    def _answer(self, connection: socket.socket) -> bool:
-        head = b""
-        while b"\r\n\r\n" not in head:
-            data = connection.recv(1 << 16)
-            if not data:
-                return False
-            head += data
-        self.requests.append(head)
-        answer = self._script.pop(0)
-        if answer is None:
-            return False
-        connection.sendall(answer.removeprefix(b"!"))
-        return not answer.startswith(b"!")
-
-
-@pytest.fixture
-def scripted() -> Iterator[Callable[..., tuple[ScriptedNode, Client]]]:
-    with contextlib.ExitStack() as stack:
-
-        def build(*script: bytes | None) -> tuple[ScriptedNode, Client]:
-            node = ScriptedNode(list(script))
-            stack.callback(node.close)
-            return node, stack.enter_context(Client(node.endpoint))
-
-        yield build
-
-
-Build = Callable[..., tuple[ScriptedNode, Client]]
-
-
-def answer(status: str, body: bytes = b"", *headers: str) -> bytes:
-    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers]
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
-
-
-def chunked(*pieces: bytes, end: bytes = b"0\r\n\r\n") -> bytes:
-    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nShardmill-Request-Id: r1\r\n\r\n"
-    return head + b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + end
 
 
 def test_two_reads_share_one_connection(scripted: Build) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from shardmill import Client
+from shardmill.client import NodeUnreachable
 from shardmill.testing.node import NodeFailed, RunningNode, running_node
 from tests.server.wire import descriptors, request, wait_for
 
@@ -141,3 +143,23 @@ def test_a_certificate_that_cannot_be_used_is_one_line(
         pass
     assert said in str(refused.value)
     assert "Traceback" not in str(refused.value)
+
+
+def test_the_python_client_trusts_the_authority_that_it_is_told_and_no_other(
+    node: RunningNode, certificate: tuple[Path, Path], shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint = node.endpoint.replace("127.0.0.1", "localhost")
+    with Client(endpoint) as client, pytest.raises(NodeUnreachable, match="SSL_CERT_FILE"):
+        client.buckets()
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    whole = (shards / SHARD).read_bytes()
+    (tmp_path / "body").write_bytes(whole)
+    with Client(endpoint) as client:
+        assert client.object(f"gs://sharded-imagenet/{SHARD}").read() == whole
+        with client.object(f"gs://sharded-imagenet/{SHARD}").get() as reader:
+            assert reader.read(1000) + reader.read() == whole
+        for body in (b"small", whole, tmp_path / "body", iter([whole[:70_000], whole[70_000:]])):
+            stored = client.object("ais://pool/put").put(body)
+            assert client.object("ais://pool/put").read() == (body if body == b"small" else whole)
+            assert stored.checksum == client.object("ais://pool/put").head().checksum
+        assert len(client._transport._idle) == 1

@@ -33,7 +33,7 @@ from shardmill.cli.locations import (
 )
 from shardmill.cli.output import Advance, JsonOption, print_json, progress, say, size_text, summary
 from shardmill.client import Client, ObjectReader
-from shardmill.client.handles import new_hash
+from shardmill.client.uploads import new_hash
 from shardmill.core.errors import BadRequest, CorruptObject, ObjectNotFound
 from shardmill.core.jobs import JobPlan
 from shardmill.core.ranges import ByteRange

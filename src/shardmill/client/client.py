@@ -80,7 +80,7 @@ class Client:
         """Ask whether the node lives; returns the headers of its answer."""
         with self._transport.request("GET", "/healthz") as answer:
             answer.read_all()
-            return dict(answer.headers)
+            return answer.headers
 
     def metrics(self) -> str:
         """The node's metrics, in Prometheus' text format."""

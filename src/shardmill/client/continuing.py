@@ -10,7 +10,8 @@ from typing import TypeVar
 
 import msgspec
 
-from shardmill.client.http import Answer, NodeUnreachable, Transport, TruncatedBody
+from shardmill.client.answers import Answer, NodeUnreachable, TruncatedBody
+from shardmill.client.http import Transport
 from shardmill.core.api import FailureInfo, Failures
 from shardmill.core.errors import Conflict, ShardmillError, TransformFailed
 from shardmill.core.paths import parse_transformed_path, transformed_path
@@ -19,7 +20,7 @@ from shardmill.shards.framing import end_padding
 from shardmill.shards.tracking import SampleTracker
 
 WAITS = (0.1, 0.5, 1.0, 2.0, 4.0)  # seconds before each try to go on; a node is restarted in less
-ORIGIN = "Shardmill-Origin"
+ORIGIN = "shardmill-origin"
 _DROP = 1 << 20
 _FILL = 1 << 20  # bytes that a cut costs at most
 
@@ -35,7 +36,7 @@ class ShardBody:
         self._ref = ref
         self._answer = answer
         self._path = path
-        self._seed = answer.headers.get("Shardmill-Seed")
+        self._seed = answer.headers.get("shardmill-seed")
         self._origin = answer.headers.get(ORIGIN)
         self._tracker = SampleTracker()
         self._received = 0

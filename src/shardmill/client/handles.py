@@ -4,17 +4,16 @@ What is read is every byte of one version of the object, or an exception.
 """
 
 import contextlib
-import importlib
+import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any
 
 import msgspec
 
-from shardmill.client.http import BLOCK, Transport, TruncatedBody, Upload
-from shardmill.client.reading import ObjectReader, meta_of, strong_etag
+from shardmill.client.http import Transport
+from shardmill.client.reading import ObjectReader, PlainBody, check_range, meta_of, strong_etag
+from shardmill.client.uploads import Body, BytesUpload, FileUpload, PiecesUpload, Watching, blocks_of, regular_file
 from shardmill.core.api import CachedDetails, CachedInfo, CachedPage, MemberInfo, MemberPage, ObjectInfo, ObjectPage
 from shardmill.core.errors import BadRequest, Conflict, CorruptObject, MemberNotFound, ObjectNotFound
 from shardmill.core.meta import ObjectMeta
@@ -24,8 +23,6 @@ from shardmill.core.refs import Bucket, ObjectRef
 from shardmill.core.specs import Spec
 
 PAGE = 1000  # keys asked for at once
-
-Body = bytes | bytearray | memoryview | str | os.PathLike[str] | IO[bytes] | Iterable[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +156,9 @@ class ObjectHandle:
         count: int | None = None,
     ) -> bytes:
         """All bytes of the object; for a large one iterate over `get` instead."""
+        if transform_id is None:
+            path = build_path(self.ref, None, seed, epoch, start, count)
+            return PlainBody(self._transport, self.ref, path, self._transport.request("GET", path)).read_all()
         with self.get(transform_id, seed=seed, epoch=epoch, start=start, count=count) as reader:
             return reader.read()
 
@@ -168,7 +168,7 @@ class ObjectHandle:
         Raises:
             RangeNotSatisfiable: `start` is at or behind the end.
         """
-        return _get_range(self._transport, object_path(self.ref), self.uri, start, stop)
+        return _get_range(self._transport, object_path(self.ref), self.ref, start, stop)
 
     def cached(self) -> CachedDetails:
         """What of it is on the node's disk, if there is a store behind its bucket."""
@@ -208,11 +208,14 @@ class ObjectHandle:
     ) -> Stored:
         """Store the object; when this returns, the node has it as durably as its bucket promises.
 
+        It is sent once: whether a PUT that broke off was stored is not known, and asking again may undo another's.
+
         Args:
-            body: Bytes, a path, an open binary file, or an iterable of bytes.
+            body: Bytes, a path, an open binary file (from where it stands), or an iterable of bytes. Files go out by
+                the kernel; what has no length is sent in chunks.
             meta: User metadata, at most 2 KiB; names in lower case.
             if_absent: Leave an existing object alone.
-            progress: Called with the size of every piece before it is sent.
+            progress: Called with the size of every piece, in turn.
 
         Raises:
             PreconditionFailed: With `if_absent`: there is an object of that key.
@@ -223,13 +226,13 @@ class ObjectHandle:
         if if_absent:
             headers["If-None-Match"] = "*"
         with contextlib.ExitStack() as stack:
-            sent = _Sent(_upload_of(body, stack), progress)
-            with self._transport.request("PUT", object_path(self.ref), headers=headers, body=sent.upload) as answer:
+            sent = _upload_of(body, progress, stack)
+            with self._transport.request("PUT", object_path(self.ref), headers=headers, body=sent) as answer:
                 answer.read_all()
                 stored = Stored(
-                    sent.size,
+                    sent.sent,
                     strong_etag(answer.headers),
-                    answer.headers.get("Shardmill-Checksum"),
+                    answer.headers.get("shardmill-checksum"),
                     created=answer.status == 201,
                 )
         self._verify(sent, stored)
@@ -258,14 +261,14 @@ class ObjectHandle:
         """Remove the object; raises ObjectNotFound."""
         self._transport.request("DELETE", object_path(self.ref)).close()
 
-    def _verify(self, sent: "_Sent", stored: Stored) -> None:
+    def _verify(self, sent: Watching, stored: Stored) -> None:
         digest = sent.checksum()
         if digest is not None and stored.checksum is not None:
             intact = digest == stored.checksum
         else:
             meta = self.head()
             # A newer object than ours is someone else's write, not damage.
-            intact = meta.etag != stored.etag or meta.size == sent.size
+            intact = meta.etag != stored.etag or meta.size == sent.sent
         if not intact:
             raise CorruptObject(f"{self.uri} was stored with other bytes than were sent; put it again")
 
@@ -298,12 +301,11 @@ class MemberHandle:
 
     def read(self) -> bytes:
         """All bytes of the member."""
-        with self._transport.request("GET", self._path) as answer:
-            return answer.read_all()
+        return PlainBody(self._transport, self, self._path, self._transport.request("GET", self._path)).read_all()
 
     def get_range(self, start: int, stop: int) -> bytes:
         """Bytes [start, stop) of the member, fewer at its end; as `ObjectHandle.get_range`."""
-        return _get_range(self._transport, self._path, repr(self), start, stop)
+        return _get_range(self._transport, self._path, self, start, stop)
 
     def head(self) -> ObjectMeta:
         """What is known of the member: its size, and an ETag that it has for itself."""
@@ -318,47 +320,15 @@ class MemberHandle:
             ) from None
 
 
-def _get_range(transport: Transport, path: str, what: str, start: int, stop: int) -> bytes:
+def _get_range(transport: Transport, path: str, what: object, start: int, stop: int) -> bytes:
     if not 0 <= start <= stop:
         raise BadRequest(f"range [{start}, {stop}) is not 0 <= start <= stop")
     if start == stop:
         return b""
-    with transport.request("GET", path, headers={"Range": str(ByteRange(start, stop))}) as answer:
-        if answer.status != 206:
-            raise TruncatedBody(f"the node answered a range of {what} with {answer.status}")
-        return answer.read_all()
-
-
-class _Sent:
-    """Counts and hashes what goes out with an upload."""
-
-    def __init__(self, upload: Upload, progress: Callable[[int], None] | None) -> None:
-        self.size = 0
-        self._progress = progress
-        self._hash = new_hash()
-        self.upload = Upload(self._watch(upload.pieces), upload.size)
-
-    def checksum(self) -> str | None:
-        """`xxh3:HEX` of what was sent; None where the xxhash library is missing."""
-        return None if self._hash is None else f"xxh3:{self._hash.hexdigest()}"
-
-    def _watch(self, pieces: Iterable[bytes | bytearray | memoryview]) -> Iterator[bytes | bytearray | memoryview]:
-        for piece in pieces:
-            count = memoryview(piece).nbytes
-            self.size += count
-            if self._progress is not None:
-                self._progress(count)
-            if self._hash is not None:
-                self._hash.update(piece)
-            yield piece
-
-
-def new_hash() -> Any:
-    """An xxh3-128 hasher, or None: the bare client does without the library."""
-    try:
-        return importlib.import_module("xxhash").xxh3_128()
-    except ImportError:
-        return None
+    wanted = ByteRange(start, stop)
+    answer = transport.request("GET", path, headers={"Range": str(wanted)})
+    check_range(answer, wanted, what)
+    return PlainBody(transport, what, path, answer, start, stop).read_all()
 
 
 def build_path(
@@ -384,22 +354,19 @@ def build_path(
     return transformed_path(ref, spec)
 
 
-def _upload_of(body: Body, stack: contextlib.ExitStack) -> Upload:
+def _upload_of(body: Body, progress: Callable[[int], None] | None, stack: contextlib.ExitStack) -> Watching:
     if isinstance(body, bytes | bytearray | memoryview):
-        return Upload((body,), memoryview(body).nbytes)
+        return BytesUpload(body, progress)
     if isinstance(body, str | os.PathLike):
-        file = Path(body).open("rb", buffering=0)  # noqa: SIM115  # the stack closes it
-        stack.callback(file.close)
-        return Upload(_blocks(file), os.fstat(file.fileno()).st_size)
+        body = stack.enter_context(io.FileIO(body))
+    if (regular := regular_file(body)) is not None:
+        upload = FileUpload(*regular, progress)
+        if isinstance(body, io.BufferedReader):
+            # It was read behind the back of its buffer.
+            stack.callback(lambda file, start: file.seek(start + upload.sent), body, regular[1])
+        return upload
     if isinstance(body, ObjectReader) and body.meta.size >= 0:
-        return Upload(body, body.meta.size)
+        return PiecesUpload(body, body.meta.size, progress)
     if hasattr(body, "read"):
-        return Upload(_blocks(body), None)
-    return Upload(body, None)
-
-
-def _blocks(file: Any) -> Iterator[bytes]:  # anything with read(n)
-    while block := file.read(BLOCK):
-        if not isinstance(block, bytes):
-            raise TypeError(f"the file gives {type(block).__name__}; open it in binary mode")
-        yield block
+        return PiecesUpload(blocks_of(body), None, progress)
+    return PiecesUpload(body, None, progress)

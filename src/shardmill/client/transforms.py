@@ -12,8 +12,9 @@ from urllib.parse import quote, urlsplit
 
 import msgspec
 
+from shardmill.client.answers import Answer
 from shardmill.client.handles import ObjectHandle
-from shardmill.client.http import Answer, Transport
+from shardmill.client.http import Transport
 from shardmill.core.api import (
     Code,
     EnvironmentInfo,
@@ -369,7 +370,7 @@ def _marks_of_file(target: str) -> Marks:
 
 def _read_registration(answer: Answer, progress: Callable[[str], None] | None) -> TransformInfo:
     """The version that a stream of JSON lines ends with."""
-    while line := answer.read_line():
+    for line in answer.read_lines():
         if not line.strip():
             continue
         event = msgspec.json.decode(line, type=dict[str, Any])

@@ -9,8 +9,8 @@ from itertools import accumulate
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+from shardmill.client.answers import NodeUnreachable
 from shardmill.client.client import Client
-from shardmill.client.http import NodeUnreachable
 from shardmill.client.reading import ObjectReader
 from shardmill.core.errors import BadRequest
 from shardmill.core.paths import parse_object_path, parse_transformed_path
