@@ -14,8 +14,8 @@ import pytest
 
 from shardmill import __version__
 from shardmill.cli.main import run
-from shardmill.cli.output import Advance
 from shardmill.client import Client, ObjectReader
+from shardmill.client.downloading import Download
 from shardmill.testing.node import RunningNode
 
 IMAGENET = "gs://sharded-imagenet"
@@ -159,21 +159,18 @@ def test_get_continues_what_an_earlier_try_left(
     shell: Shell, client: Client, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The earlier part is taken as it is (its name says which version it is of), and the checksum still judges."""
-    from shardmill.cli import transfer
-    from shardmill.cli.locations import locate
-
-    location = locate(f"{IMAGENET}/{SHARD}", None)
-    part = transfer._partial_path(location, tmp_path / SHARD, location.head().etag)
+    with client.object(f"{IMAGENET}/{SHARD}").get() as reader:
+        part = Download(reader, tmp_path / SHARD).part
     expected = (shards / SHARD).read_bytes()
     part.write_bytes(expected[:100_000])
     starts: list[int] = []
-    write = transfer._write
+    skip_to = ObjectReader.skip_to
 
-    def watched(reader: ObjectReader, path: Path, start: int, advance: Advance) -> int:
-        starts.append(start)
-        return write(reader, path, start, advance)
+    def watched(reader: ObjectReader, position: int) -> None:
+        starts.append(position)
+        skip_to(reader, position)
 
-    monkeypatch.setattr(transfer, "_write", watched)
+    monkeypatch.setattr(ObjectReader, "skip_to", watched)
     ok(shell("get", f"{IMAGENET}/{SHARD}"))
     assert starts == [100_000]
     assert (tmp_path / SHARD).read_bytes() == expected

@@ -82,6 +82,8 @@ class ObjectNode:
         self.requests: list[bytes] = []
         self.spoil: Callable[[int, bytes], bytes | None] = lambda _, answer: answer
         """Number of a request, from 0, and its answer → what is sent instead; None: nothing ever. Shorter: and closed."""
+        self.before: Callable[[int], None] = lambda _: None
+        """Called with the number of a request before it is answered."""
         self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -116,7 +118,8 @@ class ObjectNode:
                 with self._lock:
                     number = len(self.requests)
                     self.requests.append(head)
-                right = self._answer(head)
+                    self.before(number)
+                    right = self._answer(head)
                 sent = self.spoil(number, right)
                 if sent is None:
                     connection.recv(1)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
-from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 from typing import Annotated, TypeVar
 
@@ -33,8 +32,8 @@ from shardmill.cli.locations import (
 )
 from shardmill.cli.output import Advance, JsonOption, print_json, progress, say, size_text, summary
 from shardmill.client import Client, ObjectReader
-from shardmill.client.uploads import new_hash
-from shardmill.core.errors import BadRequest, CorruptObject, ObjectNotFound
+from shardmill.client.downloading import CONNECTIONS, Download
+from shardmill.core.errors import BadRequest, ObjectNotFound
 from shardmill.core.jobs import JobPlan
 from shardmill.core.ranges import ByteRange
 from shardmill.core.refs import Bucket, ObjectRef
@@ -343,72 +342,22 @@ def _get_many(downloads: Sequence[_Download]) -> None:
 def _get_one(location: Location, target: Path) -> None:
     began = time.monotonic()
     with progress(f"get {location.name}", None) as advance:
-        size = _download(location, target, advance)
+        size = _download(location, target, advance, CONNECTIONS)
     say(f"{summary('got', 1, size, began)}: {target}")
 
 
-def _download(location: Location, target: Path, advance: Advance) -> int:
+def _download(location: Location, target: Path, advance: Advance, connections: int = 1) -> int:
     """Stream one object into a file; returns its size.
 
     *Recovery:* what an earlier try left of the same version is kept and continued.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     with location.open() as reader:
-        etag = reader.meta.etag if location.transform is None else None
-        part = _partial_path(location, target, etag)
-        kept = part.stat().st_size if etag is not None and part.exists() else 0
-        if 0 < kept < reader.meta.size:
-            reader.skip_to(kept)
-        else:
-            kept = 0
+        download = Download(reader, target, connections=connections, progress=advance)
         try:
-            size = _write(reader, part, kept, advance)
-        except BaseException:
-            if etag is None:
-                part.unlink(missing_ok=True)
-            elif part.exists() and part.stat().st_size:
-                say(f"kept {size_text(part.stat().st_size)} of {target}; the same command continues there")
-            raise
-        _check(reader, part, size)
-    os.replace(part, target)
-    return size
-
-
-def _partial_path(location: Location, target: Path, etag: str | None) -> Path:
-    """Named by what is in it, so that only the same version is ever continued; other reads get a name of their own."""
-    if etag is None:
-        return target.with_name(f".{target.name}.{os.getpid()}.part")
-    digest = blake2b(f"{location.client.endpoint} {location} {etag}".encode(), digest_size=6).hexdigest()
-    return target.with_name(f".{target.name}.{digest}.part")
-
-
-def _write(reader: ObjectReader, path: Path, start: int, advance: Advance) -> int:
-    buffer = memoryview(bytearray(1 << 20))
-    position = start
-    with path.open("r+b" if start else "wb", buffering=0) as file:
-        file.seek(start)
-        file.truncate()
-        while count := reader.readinto(buffer):
-            view = buffer[:count]
-            while view:
-                view = view[file.write(view) :]
-            position += count
-            advance(count)
-    return position
-
-
-def _check(reader: ObjectReader, path: Path, size: int) -> None:
-    """Compare with the node's checksum, where both sides have one."""
-    hasher = new_hash()
-    expected = reader.meta.checksum
-    if hasher is None or expected is None or reader.meta.size != size:
-        return
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(1 << 20):
-            hasher.update(block)
-    if f"xxh3:{hasher.hexdigest()}" != expected:
-        path.unlink()
-        raise CorruptObject(f"{reader.meta.key} arrived with other bytes than the node has; get it again")
+            return download.run()
+        finally:
+            if download.kept:
+                say(f"kept {size_text(download.kept)} of {target}; the same command continues there")
 
 
 def _copy_to_stdout(reader: ObjectReader) -> None:

@@ -8,9 +8,12 @@ import io
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from shardmill.client.downloading import CONNECTIONS, Download, read_into
 from shardmill.client.http import Transport
 from shardmill.client.reading import ObjectReader, PlainBody, check_range, meta_of, strong_etag
 from shardmill.client.uploads import Body, BytesUpload, FileUpload, PiecesUpload, Watching, blocks_of, regular_file
@@ -161,6 +164,73 @@ class ObjectHandle:
             return PlainBody(self._transport, self.ref, path, self._transport.request("GET", path)).read_all()
         with self.get(transform_id, seed=seed, epoch=epoch, start=start, count=count) as reader:
             return reader.read()
+
+    def read_into(
+        self,
+        buffer: Any,
+        transform_id: str | None = None,
+        *,
+        seed: int | None = None,
+        epoch: int | None = None,
+        start: int | None = None,
+        count: int | None = None,
+        connections: int = CONNECTIONS,
+    ) -> int:
+        """Receive the object straight into memory; returns its size.
+
+        Args:
+            buffer: Any that is contiguous and can be written to: a bytearray, an array, a shared memory. After an
+                exception what is in it is worth nothing.
+            transform_id: A spec, as `WDTransform.uuid`; the options below are its.
+            seed: As in `Client.object_url`.
+            epoch: As in `Client.object_url`.
+            start: As in `Client.object_url`.
+            count: As in `Client.object_url`.
+            connections: At most, for an object of 32 MiB or more; all bytes are of one version.
+
+        Raises:
+            BadRequest: (A ValueError.) It does not fit.
+            Conflict: The object was replaced while it was read.
+        """
+        with self.get(transform_id, seed=seed, epoch=epoch, start=start, count=count) as reader:
+            return read_into(reader, memoryview(buffer).cast("B"), connections=connections)
+
+    def download(
+        self,
+        target: str | os.PathLike[str],
+        transform_id: str | None = None,
+        *,
+        seed: int | None = None,
+        epoch: int | None = None,
+        start: int | None = None,
+        count: int | None = None,
+        connections: int = CONNECTIONS,
+        progress: Callable[[int], None] | None = None,
+    ) -> ObjectMeta:
+        """Read the object into a file, which appears under its name when it is whole and has the node's checksum.
+
+        *Recovery:* what a call that failed has left beside the file is gone on with by the next one.
+
+        Args:
+            target: The file; what it was before is replaced, folders are made.
+            transform_id: A spec, as `WDTransform.uuid`; the options below are its.
+            seed: As in `Client.object_url`.
+            epoch: As in `Client.object_url`.
+            start: As in `Client.object_url`.
+            count: As in `Client.object_url`.
+            connections: At most, for an object of 32 MiB or more; all bytes are of one version.
+            progress: Called with the size of every piece, by one thread at a time.
+
+        Returns:
+            What is known of the object, its size always.
+
+        Raises:
+            Conflict: The object was replaced while it was read.
+            CorruptObject: Other bytes arrived than the node has.
+        """
+        with self.get(transform_id, seed=seed, epoch=epoch, start=start, count=count) as reader:
+            size = Download(reader, Path(target), connections=connections, progress=progress).run()
+            return msgspec.structs.replace(reader.meta, size=size)
 
     def get_range(self, start: int, stop: int) -> bytes:
         """Bytes [start, stop), fewer at the object's end.

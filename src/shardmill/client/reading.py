@@ -12,7 +12,7 @@ from shardmill.client.answers import Answer, NodeUnreachable, TruncatedBody, gat
 from shardmill.client.continuing import WAITS, ShardBody
 from shardmill.client.http import Transport
 from shardmill.client.uploads import BLOCK
-from shardmill.core.errors import BadRequest, Conflict
+from shardmill.core.errors import BadRequest, Conflict, PreconditionFailed
 from shardmill.core.meta import ObjectMeta
 from shardmill.core.ranges import ByteRange
 from shardmill.core.refs import ObjectRef
@@ -138,7 +138,7 @@ class PlainBody:
         answer = self._transport.request("GET", self._path, headers=headers)
         if strong_etag(answer.headers) != self.etag:
             answer.close()
-            raise Conflict(f"{self._what} changed while it was being read; read it again")
+            raise _changed(self._what)
         check_range(answer, wanted, self._what)
         self._answer = answer
 
@@ -154,6 +154,7 @@ class ObjectReader(io.BufferedIOBase):
     def __init__(self, transport: Transport, ref: ObjectRef, path: str) -> None:
         super().__init__()
         self._body: PlainBody | ShardBody | None = None
+        self._transport, self._ref, self._path = transport, ref, path
         answer = transport.request("GET", path)
         self.request_id = answer.request_id
         self.seed: int | None = _integer(answer.headers.get("shardmill-seed"))
@@ -225,10 +226,50 @@ class ObjectReader(io.BufferedIOBase):
             raise BadRequest("a transformed shard has ranges only once it is made; read up to there")
         body.skip_to(position)
 
+    @property
+    def url(self) -> str:
+        """What is read."""
+        return self._transport.endpoint + self._path
+
+    @property
+    def position(self) -> int:
+        """Of the next byte in the object; 0 for a transformed shard that is being made, as long as it was not read."""
+        return self._body.position if isinstance(self._body, PlainBody) else 0
+
+    def ranged(self, start: int, stop: int) -> PlainBody:
+        """Bytes [start, stop) of the same version, by another connection; the caller closes it.
+
+        Raises:
+            Conflict: It has another version by now.
+        """
+        wanted = ByteRange(start, stop)
+        headers = {"Range": str(wanted), "If-Match": f'"{self.meta.etag}"'}
+        try:
+            answer = self._transport.request("GET", self._path, headers=headers)
+        except PreconditionFailed:
+            raise _changed(self._ref) from None
+        body = PlainBody(self._transport, self._ref, self._path, answer, start, stop)
+        if body.etag != self.meta.etag:
+            body.close()
+            raise _changed(self._ref)
+        if check_range(answer, wanted, self._ref) not in (None, self.meta.size):
+            body.close()
+            raise _changed(self._ref)
+        return body
+
+    def interrupt(self) -> None:
+        """Make whoever reads this in another thread stop with TruncatedBody."""
+        if isinstance(self._body, PlainBody):
+            self._body.interrupt()
+
     def close(self) -> None:
         if self._body is not None:
             self._body.close()
         super().close()
+
+
+def _changed(what: object) -> Conflict:
+    return Conflict(f"{what} changed while it was being read; read it again")
 
 
 def check_range(answer: Answer, wanted: ByteRange, what: object) -> int | None:

@@ -1,0 +1,175 @@
+"""Objects into files and buffers, by one connection and by several: one version, whole, or not there."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shardmill.client import BucketHandle, Client, TruncatedBody, downloading, http
+from shardmill.core.errors import BadRequest, Conflict, CorruptObject
+from tests.client.scripted import ObjectNode
+
+URI = "ais://bkt/a"
+PART = 1 << 16
+BODY = os.urandom(20 * PART + 17)
+
+Serving = Callable[..., tuple[ObjectNode, Client]]
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloading, "PART", PART)
+    monkeypatch.setattr(http, "REFUSED_WAITS", (0.0, 0.0))
+
+
+@pytest.fixture
+def bucket(client: Client) -> Iterator[BucketHandle]:
+    handle = client.bucket("ais://downloads")
+    handle.create()
+    yield handle
+    handle.remove(force=True)
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def files_of(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+@pytest.mark.parametrize("size", [0, 1, PART, 2 * PART - 1, 2 * PART, 33 * PART + 5])
+@pytest.mark.parametrize("connections", [1, 2, 7])
+def test_objects_of_every_size_arrive_whole(bucket: BucketHandle, tmp_path: Path, size: int, connections: int) -> None:
+    body = os.urandom(size)
+    stored = bucket.object("a").put(body)
+    told: list[int] = []
+    meta = bucket.object("a").download(tmp_path / "new" / "file", connections=connections, progress=told.append)
+    assert sha256(tmp_path / "new" / "file") == hashlib.sha256(body).hexdigest()
+    assert (meta.size, meta.etag, sum(told)) == (size, stored.etag, size)
+    assert files_of(tmp_path / "new") == ["file"]
+    buffer = bytearray(size + 3)
+    assert bucket.object("a").read_into(buffer, connections=connections) == size
+    assert buffer == body + bytes(3)
+
+
+def test_a_large_object_comes_by_several_connections_each_part_once(serving: Serving, tmp_path: Path) -> None:
+    node, client = serving(BODY)
+    client.object(URI).download(tmp_path / "file", connections=4)
+    assert (tmp_path / "file").read_bytes() == BODY
+    first, *others = node.requests
+    assert b"Range" not in first
+    assert sorted(int(head.partition(b"bytes=")[2].partition(b"-")[0]) for head in others) == [
+        PART * number for number in range(1, 21)
+    ]
+    assert all(b'If-Match: "v1"\r\n' in head for head in others)
+    assert 2 <= len(node._connections) <= 1 + 4
+
+
+def test_parts_that_are_cut_go_on(serving: Serving, tmp_path: Path) -> None:
+    node, client = serving(BODY)
+    node.spoil = lambda number, right: right[: len(right) // 2] if number % 3 else right
+    array = np.zeros(len(BODY), np.uint8)
+    assert client.object(URI).read_into(array, connections=3) == len(BODY)
+    assert array.tobytes() == BODY
+
+
+def test_parts_of_two_versions_are_never_put_together(serving: Serving, tmp_path: Path) -> None:
+    node, client = serving(BODY)
+
+    def replace(number: int) -> None:
+        if number == 5:
+            node.body, node.etag = os.urandom(len(BODY)), "v2"
+
+    node.before = replace
+    with pytest.raises(Conflict, match="ais://bkt/a changed while it was being read"):
+        client.object(URI).download(tmp_path / "file", connections=2)
+    assert "file" not in files_of(tmp_path)
+    # What is left is named by its version, so it is no beginning of the new one.
+    client.object(URI).download(tmp_path / "file", connections=2)
+    assert (tmp_path / "file").read_bytes() == node.body
+
+
+@pytest.mark.parametrize("connections", [1, 4])
+def test_what_a_broken_download_left_is_whole_and_gone_on_with(
+    serving: Serving, tmp_path: Path, connections: int
+) -> None:
+    node, client = serving(BODY)
+    broken = len(BODY) * 2 // 3
+
+    def breaks(number: int, right: bytes) -> bytes:
+        if connections == 1:
+            return right[:broken] if number == 0 else right[: right.index(b"\r\n\r\n") + 4]
+        return right[: right.index(b"\r\n\r\n") + 4] if number in range(12, 40) else right
+
+    node.spoil = breaks
+    with pytest.raises(TruncatedBody):
+        client.object(URI).download(tmp_path / "file", connections=connections)
+    (left,) = tmp_path.iterdir()
+    kept = left.read_bytes()
+    assert left.suffix == ".part"
+    assert len(kept) > PART
+    assert kept == BODY[: len(kept)]
+    node.spoil = lambda _, right: right
+    told: list[int] = []
+    client.object(URI).download(tmp_path / "file", connections=connections, progress=told.append)
+    assert (tmp_path / "file").read_bytes() == BODY
+    assert sum(told) == len(BODY) - len(kept)
+    assert files_of(tmp_path) == ["file"]
+
+
+def test_what_a_killed_download_left_is_not_taken_for_whole(serving: Serving, tmp_path: Path) -> None:
+    _, client = serving(BODY)
+    with client.object(URI).get() as reader:
+        part = downloading.Download(reader, tmp_path / "file").part
+    # As a process leaves it that is killed while its threads write parts: with holes.
+    part.with_suffix(".parts").write_bytes(bytes(len(BODY) - 5))
+    client.object(URI).download(tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == BODY
+    assert files_of(tmp_path) == ["file"]
+
+
+def test_a_file_with_other_bytes_than_the_nodes_is_not_left(bucket: BucketHandle, tmp_path: Path) -> None:
+    handle = bucket.object("a")
+    handle.put(BODY)
+    with handle.get() as reader:
+        part = downloading.Download(reader, tmp_path / "file").part
+    part.write_bytes(b"not what the node has")
+    with pytest.raises(CorruptObject, match="other bytes than the node has"):
+        handle.download(tmp_path / "file")
+    assert files_of(tmp_path) == []
+    handle.download(tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == BODY
+
+
+def test_an_object_that_does_not_fit_is_refused_and_members_and_arrays_are_read(client: Client, shards: Path) -> None:
+    handle = client.object("gs://sharded-imagenet/imagenet-train-000000.tar")
+    size = (shards / "imagenet-train-000000.tar").stat().st_size
+    with pytest.raises(BadRequest, match=f"has {size} bytes, the buffer only {size - 1}"):
+        handle.read_into(bytearray(size - 1))
+    pixels = np.zeros((size // 2 + 1, 2), np.uint8)
+    assert handle.read_into(pixels) == size
+    assert pixels.tobytes()[:size] == (shards / "imagenet-train-000000.tar").read_bytes()
+    with pytest.raises((TypeError, BufferError, ValueError)):
+        handle.read_into(bytes(size))
+
+
+def test_an_object_that_is_replaced_meanwhile_is_a_conflict_or_its_old_bytes(
+    bucket: BucketHandle, tmp_path: Path
+) -> None:
+    handle = bucket.object("a")
+    handle.put(BODY)
+    replaced = False
+
+    def replace(_: int) -> None:
+        nonlocal replaced
+        if not replaced:
+            replaced = True
+            handle.put(os.urandom(len(BODY)))
+
+    with pytest.raises(Conflict):
+        handle.download(tmp_path / "file", connections=2, progress=replace)
+    assert "file" not in files_of(tmp_path)
