@@ -6,13 +6,14 @@ What is read is every byte of one version of the object, or an exception.
 import contextlib
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from shardmill.client.batches import MemberBatch
 from shardmill.client.downloading import CONNECTIONS, Download, read_into
 from shardmill.client.http import Transport
 from shardmill.client.reading import ObjectReader, PlainBody, check_range, meta_of, strong_etag
@@ -267,6 +268,26 @@ class ObjectHandle:
             if page.next is None:
                 return
             query["after"], etag, first = page.next, page.etag, False
+
+    def read_members(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        """Members of the shard that the object is, with their names, in the order of these.
+
+        They are asked for ahead on one connection, so that many small ones cost hardly more than their bytes; all are
+        of one version of the shard. Whoever leaves the iteration ends it.
+
+        Args:
+            names: As in the tar; taken as they are needed, so they may come from `members`.
+
+        Raises:
+            ObjectNotFound, BucketNotFound, MemberNotFound: Something named does not exist.
+            BadShard: The object is no good tar.
+            Conflict: It was replaced meanwhile.
+        """
+        batch = MemberBatch(self._transport, self.ref, names)
+        try:
+            yield from batch
+        finally:
+            batch.close()
 
     def put(
         self,

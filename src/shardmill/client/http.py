@@ -124,6 +124,18 @@ class Transport:
         except (NodeUnreachable, TruncatedBody):
             pass
 
+    def take(self) -> Connection:
+        """A connection for requests of the caller's own; it is closed, or given back when nothing more comes over it.
+
+        Raises:
+            NodeUnreachable: Nobody answers.
+        """
+        return self._idle_connection() or self._connect(CONNECT_SECONDS, SILENCE_SECONDS)
+
+    def request_of(self, method: str, path: str) -> bytes:
+        """A request without a body, as it is sent."""
+        return self._request_of(method, self._base + path, {}, None)
+
     def give_back(self, connection: Connection) -> None:
         """Keep a connection whose last answer was read to the end."""
         if connection.is_ours() and len(self._idle) < MAX_IDLE:
