@@ -112,3 +112,9 @@ def test_exactly_one_of_template_names_and_prefix(client: Client) -> None:
             client.expand_object_urls("gs://imgs", **choice)
     with pytest.raises(BadRequest, match="not one string"):
         client.expand_object_urls("gs://imgs", names="a.tar")
+
+
+def test_a_template_with_a_star_says_how_to_list_instead() -> None:
+    with pytest.raises(BadRequest, match="list by prefix='train/shard-'"):
+        Client("http://node").expand_object_urls("gs://bkt", template="train/shard-*.tar")
+    assert Client("http://node").expand_object_urls("gs://bkt", names=["a*b"]) == ["http://node/o/gs/bkt/a%2Ab"]

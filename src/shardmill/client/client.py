@@ -144,7 +144,7 @@ class Client:
 
         Raises:
             ObjectNotFound: A listing has nothing that fits.
-            BadRequest: (A ValueError.) As `object_url`, or a template with unbalanced braces.
+            BadRequest: (A ValueError.) As `object_url`, or a template with unbalanced braces or with a `*`.
         """
         handle = self.bucket(bucket)
         keys = self._keys(handle, template, names, prefix)
@@ -191,6 +191,12 @@ class Client:
             if isinstance(names, str):
                 raise BadRequest("names is a sequence of keys, not one string; for a pattern use template")
             return list(names)
+        if template is not None and "*" in template:
+            prefix = template.partition("*")[0]
+            raise BadRequest(
+                f"a template has braces, @N or %06d, but no '*' as {template!r} has; list by prefix={prefix!r}, "
+                "or give keys that have a '*' as names="
+            )
         if template is not None and not needs_listing(template):
             return expand(template)
         if template is not None:
