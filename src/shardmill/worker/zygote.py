@@ -24,6 +24,7 @@ from typing import Any
 
 from shardmill.worker import installed, limits, wire
 from shardmill.worker.loop import serve
+from shardmill.worker.orphans import children, kill
 
 QUIT_SECONDS = 10
 
@@ -178,18 +179,18 @@ class Zygote:
                 _kill_session(pid)
                 code = os.waitstatus_to_exitcode(status)
                 self._send({"t": "exit", "pid": pid, "status": code})
-        for pid in _children():
+        for pid in children():
             if pid not in self._workers:
-                _kill(pid)
+                kill(pid)
 
     def _quit(self) -> None:
         for pid in list(self._workers):
             _kill_session(pid)
-            _kill(pid)
+            kill(pid)
         deadline = time.monotonic() + QUIT_SECONDS / 2
-        while (children := _children()) and time.monotonic() < deadline:
-            for pid in children:
-                _kill(pid)
+        while (found := children()) and time.monotonic() < deadline:
+            for pid in found:
+                kill(pid)
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(-1, 0)
 
@@ -258,19 +259,6 @@ def _enter_scratch(path: str) -> None:
     for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME", "MPLCONFIGDIR", "NUMBA_CACHE_DIR"):
         os.environ[name] = path
     tempfile.tempdir = None
-
-
-def _children() -> list[int]:
-    try:
-        with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
-            return [int(pid) for pid in file.read().split()]
-    except OSError:
-        return []
-
-
-def _kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, signal.SIGKILL)
 
 
 def _kill_session(pid: int) -> None:

@@ -26,6 +26,7 @@ from shardmill.core.values import Seconds, Size
 from shardmill.etl.environments import uv
 from shardmill.etl.environments.packages import Built, Packages
 from shardmill.etl.processes.staging import stage
+from tests.etl.support import wait_until
 from tests.etl.wheels import write_sdist, write_wheel
 from tests.storage.full_disk import small_disk, write_limit
 
@@ -416,6 +417,56 @@ def test_nothing_is_built_from_source_unless_allowed_and_then_apart(
     from shardmill.worker.limits import landlock_version
 
     assert found["wrote"] is outside.exists() is (landlock_version() < 3)
+
+
+LINGERING = """
+import subprocess, sys
+# In the session of the build, out of it, and the grandchild of one that has ended.
+subprocess.Popen([sys.executable, "-c", {sleep!r}, {mark!r}], stdin=-3, stdout=-3, stderr=-3)
+subprocess.Popen([sys.executable, "-c", {sleep!r}, {mark!r}], start_new_session=True, stdin=-3, stdout=-3, stderr=-3)
+subprocess.run([sys.executable, "-c", {fork!r}, {mark!r}], stdin=-3, stdout=-3, stderr=-3)
+"""
+SLEEP = "import time; time.sleep(1000)"
+FORK = f"import os\nif os.fork() == 0:\n    os.setsid()\n    {SLEEP}"
+
+
+def processes_of(mark: str) -> list[int]:
+    """Whose command line has the mark."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.parametrize("ending", ["it is done", "the waiting is cancelled"])
+def test_nothing_that_a_build_starts_outlives_it(
+    wheels: Path, staged: Path, settings: PackageSettings, tmp_path: Path, ending: str
+) -> None:
+    mark = f"lingering-{tmp_path}"
+    code = LINGERING.format(sleep=SLEEP, fork=FORK, mark=mark)
+    if ending != "it is done":
+        code += "import time; time.sleep(1000)\n"
+    write_sdist(wheels, "made", "1.0", backend=code + BACKEND.format(outside=str(tmp_path / "outside")))
+    shop = Shop(tmp_path / "packages", staged, replace(settings, allow_builds=True))
+
+    async def main() -> None:
+        building = asyncio.create_task(shop.obtain("made"))
+        if ending != "it is done":
+            await wait_until(lambda: len(processes_of(mark)) >= 3 or building.done(), 30)
+            building.cancel()
+        await asyncio.wait([building])
+        assert building.cancelled() or building.result().packages
+
+    run(main())
+    deadline = time.monotonic() + 10
+    while processes_of(mark) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    left = processes_of(mark)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert left == []
 
 
 def test_no_file_of_a_wheel_is_run_while_it_is_installed(shop: Shop, wheels: Path) -> None:

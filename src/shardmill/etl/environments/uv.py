@@ -319,7 +319,7 @@ class Uv:
                 f"{name} took longer than {self._settings.timeout:g} s ([packages] timeout)"
             ) from None
         finally:
-            await _end(process)
+            await _end_launched(process)
 
     async def _follow(self, process: asyncio.subprocess.Process, text: str, on_line: Callable[[str], bool]) -> _Done:
         assert process.stdin is not None and process.stdout is not None and process.stderr is not None
@@ -412,6 +412,17 @@ async def _read(stream: asyncio.StreamReader) -> str:
     while len(data) < _OUTPUT and (part := await stream.read(1 << 16)):
         data += part
     return data.decode(errors="replace")
+
+
+async def _end_launched(process: asyncio.subprocess.Process) -> None:
+    """Ask what has launched it, which knows all that it has started, to end that; then as `_end`."""
+    try:
+        if process.returncode is None:
+            process.terminate()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), _END_SECONDS)
+    finally:
+        await _end(process)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
