@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from shardmill.worker import installed, limits, wire
+from shardmill.worker import heap, installed, limits, wire
 from shardmill.worker.loop import serve
 from shardmill.worker.orphans import children, kill
 
@@ -46,6 +46,7 @@ def main() -> None:
     limits.adopt_orphans()
     sock = socket.socket(fileno=descriptor)
     sock.set_inheritable(False)
+    heap.keep_what_is_freed()
     if confined:
         limits.confine_zygote(*confined)
         site.main()
