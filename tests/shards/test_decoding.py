@@ -102,6 +102,24 @@ def test_pictures_are_what_the_spec_says(spec: str, mode: str) -> None:
         assert value.max() <= (1.0 if is_float else 255)
 
 
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_a_picture_that_has_its_mode_already_is_what_converting_gives(form: str) -> None:
+    stream = io.BytesIO()
+    options = {"dpi": (300, 300), "quality": 90} if form == "JPEG" else {"transparency": (1, 2, 3)}
+    PIL.Image.linear_gradient("L").convert("RGB").save(stream, form, **options)
+    with PIL.Image.open(io.BytesIO(stream.getvalue())) as opened:
+        converted = opened.convert("RGB")
+
+    value = Decoder("pil").decode(form.lower(), stream.getvalue())
+
+    assert vars(value).keys() == vars(converted).keys()
+    assert type(value) is type(converted)
+    assert (value.mode, value.size, value.info) == (converted.mode, converted.size, converted.info)
+    assert value.tobytes() == converted.tobytes()
+    value.putpixel((0, 0), (9, 9, 9))
+    assert value.getpixel((0, 0)) == (9, 9, 9)
+
+
 def test_a_picture_that_is_none_raises() -> None:
     with pytest.raises(PIL.UnidentifiedImageError):
         Decoder("pil").decode("jpg", b"not a picture")

@@ -131,6 +131,15 @@ def _text_or_bytes(data: bytes) -> str | bytes:
         return data
 
 
+def _converted(opened: Any, mode: str) -> Any:
+    """`opened.convert(mode)`; of a picture that has the mode already the pixels are handed on instead of copied."""
+    # Pillow has no public way to it; what makes all its results from pixels and the picture's properties is this.
+    derive = getattr(opened, "_new", None)
+    if opened.mode != mode or "transparency" in opened.info or derive is None:
+        return opened.convert(mode)
+    return derive(opened.im)
+
+
 def _decode_picture(spec: str, name: str, data: bytes) -> Any:
     kind, mode, is_float = IMAGE_SPECS[spec]
     try:
@@ -139,7 +148,7 @@ def _decode_picture(spec: str, name: str, data: bytes) -> Any:
         raise MissingDecoder(name, "pillow") from None
     with io.BytesIO(data) as stream, PIL.Image.open(stream) as opened:
         opened.load()
-        picture = opened.convert(mode)
+        picture = _converted(opened, mode)
     if kind == "pil":
         return picture
     numpy = _library("numpy", name)
