@@ -4,6 +4,7 @@ import io
 import json
 import os
 import tarfile
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -120,6 +121,17 @@ def test_a_sample_has_the_fields_that_webdataset_gives(case: Case) -> None:
     assert (seen["cls"], seen["txt"]) == (7, "caf\u00e9 \U0001f600\r\n")
     assert seen["jpg"].mode == "RGB"
     assert sorted(seen) == sorted([*FIELDS, "__key__", "__url__"])
+
+
+def test_what_the_function_lets_go_of_is_gone(case: Case) -> None:
+    def shrink(sample: dict[str, Any]) -> dict[str, Any]:
+        pictures, arrays = weakref.ref(sample["jpg"]), weakref.ref(sample["npy"])
+        sample["jpg"] = sample["jpg"].resize((2, 2))
+        del sample["npy"]
+        assert pictures() is arrays() is None
+        return sample
+
+    assert "0000.npy" not in case.members(shrink)
 
 
 def edit_picture(sample: dict[str, Any]) -> dict[str, Any]:

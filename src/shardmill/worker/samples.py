@@ -7,7 +7,8 @@ import contextlib
 import os
 import pickle
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,7 +129,7 @@ class SampleWork:
             return sum(1 for _ in self._chain(functions, sample.key, values))
 
     def _outputs(self, functions: Sequence[Function], sample: SourceSample, values: dict[str, Any]) -> Iterator[Output]:
-        originals = dict(values)
+        originals = {name: _without_holding(value) for name, value in values.items()}
         for key, result in self._chain(functions, sample.key, values):
             yield self._encode(sample, originals, key, result)
 
@@ -163,7 +164,7 @@ class SampleWork:
                 raise SampleFailure(f"sample {key!r}: item {index} is {type(item).__name__}, not a dict")
             yield _key_of(item, key, index), item
 
-    def _encode(self, sample: SourceSample, originals: dict[str, Any], key: str, result: Mapping[str, Any]) -> Output:
+    def _encode(self, sample: SourceSample, originals: dict[str, Callable[[], Any]], key: str, result: Mapping[str, Any]) -> Output:
         headers = {field[0]: field[3:] for field in sample.fields}
         first = sample.fields[0][3:]
         names = member_order([name for name in result if isinstance(name, str)])
@@ -191,9 +192,9 @@ class SampleWork:
         self._lap(3)
         return Output(key, fields, framed_size(fields))
 
-    def _payload(self, name: str, value: Any, originals: dict[str, Any], sample: SourceSample) -> Payload:
+    def _payload(self, name: str, value: Any, originals: dict[str, Callable[[], Any]], sample: SourceSample) -> Payload:
         raw = self._raw.get(name)
-        if raw is not None and value is originals[name] and self._is_unchanged(name, value, raw):
+        if raw is not None and value is originals[name]() and self._is_unchanged(name, value, raw):
             return BytesPayload(raw)
         try:
             return encode(name, value)
@@ -208,6 +209,17 @@ class SampleWork:
             return is_same(value, self._decoder.decode(name, raw))
         except Exception:
             return False
+
+
+def _without_holding(value: Any) -> Callable[[], Any]:
+    """Gives the value, or None once it is gone.
+
+    A picture that the function has let go of leaves memory that the processor still has at hand to what comes next.
+    """
+    try:
+        return weakref.ref(value)
+    except TypeError:
+        return lambda: value
 
 
 @contextlib.contextmanager

@@ -86,7 +86,7 @@ class Seeder:
         """Start all generators from `value` (64 bits); 14 µs."""
         self._value = value
         random.seed(value)
-        self._fresh = random.Random(value ^ 0x9E3779B97F4A7C15)
+        self._fresh = None
         self.drawn = 0
         self._seed_libraries(value)
 
@@ -136,7 +136,9 @@ class Seeder:
 
     def _seeded_default_rng(self, seed: Any = None) -> Any:
         assert self._default_rng is not None
-        if seed is None and self._fresh is not None:
+        if seed is None and self._value is not None:
+            if self._fresh is None:
+                self._fresh = random.Random(self._value ^ 0x9E3779B97F4A7C15)
             self.drawn += 1
             seed = self._fresh.getrandbits(128)
         return self._default_rng(seed)
