@@ -297,6 +297,22 @@ def test_batches_ramp_from_one_to_what_fills_their_time() -> None:
     assert max(sizes) == 15
 
 
+def test_towards_the_end_batches_get_smaller_and_none_queues() -> None:
+    state = new_state(lanes=2, window=1 << 30)
+    state.add_samples([build_sample(ordinal) for ordinal in range(100)])
+    state.end_index()
+    sizes, queued = [], []
+    while (batch := state.next_batch()) is not None:
+        sizes.append(len(batch.samples))
+        finish(state, batch, [build_out(sample.key, {"a": b"x"}) for sample in batch.samples])
+        queued.append(not state.is_ending)
+    assert max(sizes) == 15
+    assert sizes[-4:] == [1, 1, 1, 1]
+    assert all(queued[:-3])
+    assert not any(queued[-3:])
+    assert state.phase == "ended"
+
+
 def test_an_abandoned_run_gives_everything_back() -> None:
     state = new_state()
     released: list[int] = []

@@ -53,7 +53,7 @@ class Pass:
         finally:
             pool.detach(self)
 
-    def has_batch(self) -> bool:
+    def has_batch(self, *, queued: bool = False) -> bool:
         return self._batch is not None
 
     def next_batch(self) -> Batch | None:

@@ -47,7 +47,7 @@ class ObjectRun(Run):
     def lanes_of(self, pool: WorkerPool) -> int:
         return 1
 
-    def has_batch(self) -> bool:
+    def has_batch(self, *, queued: bool = False) -> bool:
         return self.state.has_batch()
 
     def next_batch(self) -> Batch | None:

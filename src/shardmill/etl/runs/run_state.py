@@ -247,6 +247,11 @@ class RunState(OutputState):
         """Whether there is nothing for workers because the shard's bytes have not come."""
         return not self._indexed and not self._index_ended
 
+    @property
+    def is_ending(self) -> bool:
+        """What is left goes to workers that have nothing else to do: behind others it would be waited for longest."""
+        return self._index_ended and 2 * len(self._indexed) <= self._ramp
+
     # What workers do.
 
     def has_batch(self) -> bool:
@@ -281,6 +286,9 @@ class RunState(OutputState):
         if self._numbers < self._ramp or not self._timed:
             return 1
         size = BATCH_SECONDS * self._timed / max(self._seconds, 1e-9)
+        if self._index_ended:
+            # Towards the end workers get less at a time, so that none is left alone with what was given to it last.
+            size = min(size, len(self._indexed) / self._ramp)
         if self._average_out:
             # A batch of large samples would hold up the ones behind it in the window.
             room = min(self.window, max(0, self.budget.limit - self.budget.used))

@@ -94,8 +94,8 @@ class SampleRun(Run):
     def is_starved(self) -> bool:
         return self.state.is_starved
 
-    def has_batch(self) -> bool:
-        return self.state.has_batch()
+    def has_batch(self, *, queued: bool = False) -> bool:
+        return self.state.has_batch() and not (queued and self.state.is_ending)
 
     def next_batch(self) -> Batch | None:
         batch = self.state.next_batch()

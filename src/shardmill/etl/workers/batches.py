@@ -143,8 +143,8 @@ class Work(Protocol):
         """The object, if it is given to a worker as a whole; None: it is given in batches of samples."""
         ...
 
-    def has_batch(self) -> bool:
-        """Whether `next_batch` would give one now."""
+    def has_batch(self, *, queued: bool = False) -> bool:
+        """Whether `next_batch` would give one now; `queued`: to a worker that still has another one to do."""
         ...
 
     def next_batch(self) -> Batch | None: ...

@@ -104,7 +104,8 @@ class WorkerPool:
         self._kicked = False
         for worker in self._workers:
             worker.refresh()
-        while self._hand_out_one():
+        # Called at every step of every reader, mostly with all workers busy and full.
+        while self._can_take_more and self._hand_out_one():
             pass
 
     def _hand_out_one(self) -> bool:
@@ -124,6 +125,9 @@ class WorkerPool:
             (blocked_ahead if work.is_ahead else blocked).add(key)
         for work in waiting:
             key = _key(work)
+            if not work.has_batch(queued=True):
+                # It waits for a worker that has nothing else to do, so until it has one nothing is queued in its place.
+                return False
             # What nobody waits for keeps nobody from queueing.
             if (blocked | blocked_ahead if work.is_ahead else blocked) - {key}:
                 continue
@@ -149,6 +153,11 @@ class WorkerPool:
         busy = [worker for worker in self._workers if worker.in_flight]
         parked = sum(1 for worker in busy if worker.is_parked)
         return len(busy) - min(parked, PARKED * self.lanes)
+
+    @property
+    def _can_take_more(self) -> bool:
+        """Whether a batch that there is would find a lane, or a place behind another one."""
+        return any(worker.in_flight and worker.has_room for worker in self._workers) or self._active < self.lanes
 
     @property
     def at_work(self) -> int:
