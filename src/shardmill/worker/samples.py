@@ -164,7 +164,9 @@ class SampleWork:
                 raise SampleFailure(f"sample {key!r}: item {index} is {type(item).__name__}, not a dict")
             yield _key_of(item, key, index), item
 
-    def _encode(self, sample: SourceSample, originals: dict[str, Callable[[], Any]], key: str, result: Mapping[str, Any]) -> Output:
+    def _encode(
+        self, sample: SourceSample, originals: dict[str, Callable[[], Any]], key: str, result: Mapping[str, Any]
+    ) -> Output:
         headers = {field[0]: field[3:] for field in sample.fields}
         first = sample.fields[0][3:]
         names = member_order([name for name in result if isinstance(name, str)])
