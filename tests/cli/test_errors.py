@@ -1,6 +1,9 @@
 """Wrong calls and missing nodes: one line that says what to do, the right status, never a traceback."""
 
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -81,6 +84,13 @@ def test_a_wrong_call_is_status_2_and_one_line(call: str, said: str, capsys: pyt
     assert out == ""
     assert said in err
     assert err.count("\n") == 1
+
+
+def test_a_node_is_not_started_with_an_interpreter_that_is_none(tmp_path: Path) -> None:
+    call = ["serve", "--listen", "127.0.0.1:0", "--data", str(tmp_path / "data"), "--env", "torch=/bin/true"]
+    done = subprocess.run([sys.executable, "-m", "shardmill.cli", *call], capture_output=True, text=True, timeout=60)
+    said = "shardmill: environment 'torch': /bin/true is no Python: it answers nothing, status 0\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
 
 
 @pytest.mark.parametrize("call", ["serve", "demo", "transform try {here}:f {here}"])

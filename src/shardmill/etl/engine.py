@@ -112,6 +112,9 @@ class Engine:
             packages: Of environments that are built here.
             results: Where finished outputs are kept; None: they are streamed only.
             spool_window: Bytes that a spooled run may be ahead of its fastest reader.
+
+        Raises:
+            ConfigError: What was named as an interpreter is none.
         """
         scratch = data / "scratch"
         await asyncio.to_thread(_renew, scratch)
@@ -123,6 +126,7 @@ class Engine:
         known = Environments(named, built, stage=staged, scratch=homes, load_seconds=settings.load_timeout)
         with ThreadPoolExecutor(_INDEX_THREADS, thread_name_prefix="index") as threads:
             try:
+                await known.check()
                 async with WorkerPool(settings) as pool:
                     engine = cls(
                         settings,

@@ -1,6 +1,7 @@
 """Environments that change: another version installed while the node runs, or another interpreter behind the name."""
 
 import asyncio
+import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -10,11 +11,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from shardmill.config import EnvironmentSettings, PackageSettings
+from shardmill.config import ConfigError, EnvironmentSettings, PackageSettings, TransformSettings
 from shardmill.core.api import TransformInfo
 from shardmill.core.errors import Busy, TransformFailed
 from shardmill.core.specs import Spec
 from shardmill.etl.engine import Engine
+from shardmill.etl.environments import environments
 from shardmill.etl.environments.environments import Environment, Environments
 from shardmill.etl.environments.packages import Packages
 from shardmill.etl.processes.staging import stage
@@ -124,6 +126,55 @@ def test_a_distribution_upgraded_while_the_node_is_down_is_another_result(
         blue = read_colour(served, info)
     assert blue[0] == {b"blue"}
     assert set(blue[1:]).isdisjoint(red[1:])
+
+
+def script(directory: Path, text: str) -> Path:
+    """A shell script in place of an interpreter."""
+    path = directory / "python"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def opened_with(data: Path, **interpreters: Path) -> list[str]:
+    """The environments of an engine that is opened with these."""
+
+    async def main() -> list[str]:
+        named = [EnvironmentSettings(name, python) for name, python in interpreters.items()]
+        async with Engine.open(TransformSettings(workers=1), data, named) as engine:
+            return [environment.name for environment in engine.environments]
+
+    return asyncio.run(main())
+
+
+def test_an_interpreter_that_answers_what_no_python_does_is_an_error_of_the_configuration(tmp_path: Path) -> None:
+    other = script(tmp_path, "echo cannot do this >&2; echo usage: tool; exit 3")
+    with pytest.raises(ConfigError) as caught:
+        opened_with(tmp_path / "data", broken=Path("/bin/true"), fine=Path(sys.executable), other=other)
+    assert caught.value.problems == [
+        "environment 'broken': /bin/true is no Python: it answers nothing, status 0",
+        f"environment 'other': {other} is no Python: it answers 'usage: tool; cannot do this', status 3",
+    ]
+
+
+def test_a_slow_interpreter_and_one_that_says_more_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(environments, "CHECK_SECONDS", 0.5)
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    slow, chatty = tmp_path / "slow", tmp_path / "chatty"
+    for directory in (slow, chatty):
+        directory.mkdir()
+    python = f'exec "{sys.executable}" "$@"'
+    found = opened_with(
+        tmp_path / "data",
+        slow=script(slow, f"read word < {gate}; {python}"),
+        chatty=script(chatty, f"echo loading modules; echo warning >&2; {python}"),
+    )
+    assert found == ["default", "slow", "chatty"]
+    said = [record.getMessage() for record in caplog.records if "no answer" in record.getMessage()]
+    assert said == [f"environment 'slow': {slow / 'python'} gives no answer for 0.5 s"]
 
 
 def test_another_interpreter_behind_the_name_is_another_result(

@@ -580,7 +580,11 @@ def test_an_interpreter_that_is_none_is_said_to_be_so(tmp_path: Path) -> None:
     """)
     )
     script.chmod(stat.S_IRWXU)
-    for path, reason in ((script, "python does not say what it is"), (tmp_path / "gone", "gone cannot be started")):
+    for path, reason in (
+        (script, "python is no Python: it answers 'hello', status 0"),
+        (Path("/bin/true"), "true is no Python: it answers nothing, status 0"),
+        (tmp_path / "gone", "gone cannot be started"),
+    ):
         with pytest.raises(EnvironmentUnfit, match=reason):
             run(uv.inspect(path))
 

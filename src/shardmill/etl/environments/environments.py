@@ -15,18 +15,20 @@ from pathlib import Path
 
 import msgspec
 
-from shardmill.config import PACKAGES_PREFIX
+from shardmill.config import PACKAGES_PREFIX, ConfigError
 from shardmill.core.api import EnvironmentInfo
 from shardmill.core.errors import Conflict, EnvironmentUnfit, NotFound, TransformFailed
 from shardmill.core.requirements import Requirement
 from shardmill.etl.environments.packages import Built, Packages
-from shardmill.etl.environments.uv import inspect
+from shardmill.etl.environments.uv import NotPython, ask, inspect
 from shardmill.etl.processes.zygotes import Zygote
 from shardmill.etl.steps import close_all
 
 logger = logging.getLogger(__name__)
 
 DEFAULT = "default"
+
+CHECK_SECONDS = 5.0  # that an interpreter is waited for when the node starts
 
 LOOK_SECONDS = 1.0  # between looks at what is installed
 
@@ -321,6 +323,18 @@ class Environments:
     def __iter__(self) -> Iterator[Environment]:
         return iter([*self._given.values(), *self._built.values()])
 
+    async def check(self) -> None:
+        """See that what the node was given as interpreters are such; one that is slow is waited for by who needs it.
+
+        Raises:
+            ConfigError: Some answer what no Python does; it has what they answer.
+        """
+        named = [environment for environment in self._given.values() if environment.name != DEFAULT]
+        found = await asyncio.gather(*map(_problem_of, named))
+        problems = [problem for problem in found if problem is not None]
+        if problems:
+            raise ConfigError(problems)
+
     def infos(self) -> list[EnvironmentInfo]:
         """Of each, with the transforms that are of it."""
         return [
@@ -466,6 +480,17 @@ class Environments:
 
 def _removed(name: str) -> EnvironmentUnfit:
     return EnvironmentUnfit(f"environment {name!r} has been removed; register the transform again with its packages")
+
+
+async def _problem_of(environment: Environment) -> str | None:
+    what = f"environment {environment.name!r}: {environment.interpreter}"
+    try:
+        await ask(environment.interpreter, CHECK_SECONDS)
+    except NotPython as error:
+        return f"{what} {error}"
+    except TimeoutError:
+        logger.warning("%s gives no answer for %g s", what, CHECK_SECONDS)
+    return None
 
 
 async def _unfit(environment: Environment, python: str, modules: Sequence[str]) -> str | None:

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 _WORDS = 4000  # signs of what uv says that are handed on
 _OUTPUT = 16 << 20  # bytes of a lock
 _INSPECT_SECONDS = 20.0
+_ANSWER = 300  # signs of what is said by what is no Python
 _END_SECONDS = 5.0
 
 # What leads to an index; everything else of the node's environment is its own.
@@ -111,6 +112,10 @@ class _Done:
     """What it said that is no progress."""
 
 
+class NotPython(Exception):
+    """What is behind the name of an interpreter, to be said after that name."""
+
+
 async def inspect(python: Path) -> Interpreter:
     """What an interpreter is.
 
@@ -118,17 +123,35 @@ async def inspect(python: Path) -> Interpreter:
         EnvironmentUnfit: It cannot be run.
     """
     try:
+        return await ask(python, _INSPECT_SECONDS)
+    except TimeoutError:
+        raise EnvironmentUnfit(f"{python.name} does not say what it is") from None
+    except NotPython as error:
+        raise EnvironmentUnfit(f"{python.name} {error}") from None
+
+
+async def ask(python: Path, seconds: float) -> Interpreter:
+    """What an interpreter says of itself, in its last line.
+
+    Raises:
+        NotPython: It answers what no Python does, or cannot be started.
+        TimeoutError: It says nothing for so long.
+    """
+    try:
         process = await asyncio.create_subprocess_exec(
             python, "-I", "-c", _INSPECT, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL, cwd="/", env={"PATH": os.defpath}, start_new_session=True,
+            stderr=asyncio.subprocess.PIPE, cwd="/", env={"PATH": os.defpath}, start_new_session=True,
         )  # fmt: skip
     except OSError as error:
-        raise EnvironmentUnfit(f"{python.name} cannot be started: {error.strerror}") from None
+        raise NotPython(f"cannot be started: {error.strerror}") from None
     try:
-        output, _ = await asyncio.wait_for(process.communicate(), _INSPECT_SECONDS)
-        return msgspec.json.decode(output, type=Interpreter)
-    except (TimeoutError, msgspec.MsgspecError):
-        raise EnvironmentUnfit(f"{python.name} does not say what it is") from None
+        output, words = await asyncio.wait_for(process.communicate(), seconds)
+        return msgspec.json.decode(output.strip().rpartition(b"\n")[2], type=Interpreter)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        lines = (output + b"\n" + words).decode(errors="replace").split("\n")
+        said = "; ".join(line.strip() for line in lines if line.strip())[:_ANSWER]
+        answer = repr(said) if said else "nothing"
+        raise NotPython(f"is no Python: it answers {answer}, status {process.returncode}") from None
     finally:
         await _end(process)
 
