@@ -1,6 +1,8 @@
 """`transform add --package`, `transform show` and `transform env` against a node that has wheels of its own."""
 
 import json
+import platform
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -66,6 +68,12 @@ def test_a_function_is_added_with_packages_and_its_environment_listed_and_remove
     assert (built["transforms"], built["packages"]) == ([uuid], ["colours==2.0", "numpy==1.0", "pillow==1.0"])
     status, out, err = shell("transform", "env", "ls")
     assert [line.split()[0] for line in out.splitlines()] == ["ENVIRONMENT", "default", built["name"]]
+    assert re.search(rf"^{built['name']} +warm +{platform.python_version()} +3 +[\d.]+ \w+ ", out.splitlines()[2])
+    assert re.search(
+        rf"^default +\w+ +{platform.python_version()} +{default['distributions']} +- ", out.splitlines()[1]
+    )
+    status, out, err = shell("status")
+    assert re.search(rf"\n{built['name']} +warm +{platform.python_version()} +3 +[\d.]+ \w+ +python of ", out)
     assert uuid in out
     status, out, err = shell("transform", "env", "rm", built["name"])
     assert status == 1

@@ -105,8 +105,18 @@ def status(json: JsonOption = False, endpoint: EndpointOption = None) -> None:
             ],
         ),
         (
-            ("environment", "state", "python", "interpreter"),
-            [(item.name, item.state, item.python or "-", item.interpreter) for item in settings.environments],
+            ("environment", "state", "python", "packages", "size", "interpreter"),
+            [
+                (
+                    item.name,
+                    item.state,
+                    item.python or "-",
+                    "-" if item.distributions is None else str(item.distributions),
+                    "-" if item.bytes is None else size_text(item.bytes),
+                    item.interpreter,
+                )
+                for item in settings.environments
+            ],
         ),
     ]
     for headings, rows in sections:

@@ -343,6 +343,7 @@ def list_environments(json: JsonOption = False, endpoint: EndpointOption = None)
             info.name,
             info.state,
             info.python or "-",
+            "-" if info.distributions is None else str(info.distributions),
             "-" if info.bytes is None else size_text(info.bytes),
             time_text(info.used or 0) or "-",
             _few(info.transforms),
@@ -350,7 +351,8 @@ def list_environments(json: JsonOption = False, endpoint: EndpointOption = None)
         )
         for info in infos
     ]
-    print_table(("environment", "state", "python", "size", "used", "transforms", "what"), rows, right=(3,))
+    headings = ("environment", "state", "python", "packages", "size", "used", "transforms", "what")
+    print_table(headings, rows, right=(3, 4))
 
 
 @environments.command("rm")

@@ -450,7 +450,7 @@ class EnvironmentInfo(msgspec.Struct, frozen=True):
     id: str | None
     """Hash of Python, ABI, architecture, CPU level and the installed distributions."""
     interpreter: str
-    """File name of the interpreter, without its directory."""
+    """File name of the interpreter, and the virtual environment it is of: `python of torch-venv`; no directories."""
     preloaded: list[str]
     error: str | None = None
     transforms: list[str] = []
@@ -459,6 +459,8 @@ class EnvironmentInfo(msgspec.Struct, frozen=True):
     """What the node has built it of, `name==version` each; None: it was given to the node."""
     bytes: int | None = None
     """On disk, of one that the node has built."""
+    distributions: int | None = None
+    """How many it can import from, once it has started."""
     created: float | None = None
     used: float | None = None
 

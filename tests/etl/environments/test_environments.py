@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import platform
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -12,7 +13,7 @@ import msgspec
 import pytest
 
 from shardmill.config import ConfigError, EnvironmentSettings, PackageSettings, TransformSettings
-from shardmill.core.api import TransformInfo
+from shardmill.core.api import EnvironmentInfo, TransformInfo
 from shardmill.core.errors import Busy, TransformFailed
 from shardmill.core.specs import Spec
 from shardmill.etl.engine import Engine
@@ -155,6 +156,24 @@ def test_an_interpreter_that_answers_what_no_python_does_is_an_error_of_the_conf
         "environment 'broken': /bin/true is no Python: it answers nothing, status 0",
         f"environment 'other': {other} is no Python: it answers 'usage: tool; cannot do this', status 3",
     ]
+
+
+def test_an_environment_is_shown_with_what_tells_it_from_others(tmp_path: Path, wheels: dict[str, Path]) -> None:
+    venv = make_environment(tmp_path / "with-colours", wheels["1.0"])
+
+    async def main() -> list[EnvironmentInfo]:
+        named = [EnvironmentSettings("colours", venv)]
+        async with Engine.open(TransformSettings(workers=1), tmp_path / "data", named) as engine:
+            await engine.environments["colours"].zygote()
+            return engine.environments.infos()
+
+    _, shown = asyncio.run(main())
+    assert (shown.interpreter, shown.python, shown.distributions) == (
+        "python of with-colours",
+        platform.python_version(),
+        1,
+    )
+    assert (shown.bytes, shown.packages) == (None, None)
 
 
 def test_a_slow_interpreter_and_one_that_says_more_are_none(

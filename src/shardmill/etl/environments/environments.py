@@ -67,6 +67,8 @@ class Environment:
         self._starting = False
         self._is_closed = False
         self._looked_at = 0.0
+        self._label = _label_of(interpreter)
+        self._distributions: int | None = None
         self.id: str | None = None
         self.python: str | None = None
 
@@ -129,9 +131,10 @@ class Environment:
             state="starting" if self._starting else "warm" if running else "failed" if self._error else "cold",
             python=self.python,
             id=self.id,
-            interpreter=self.interpreter.name,
+            interpreter=self._label,
             preloaded=[name for name in self._preloaded if name in self._wanted],
             error=None if running else self._error,
+            distributions=self._distributions,
         )
 
     @property
@@ -176,6 +179,7 @@ class Environment:
                 self._check_open()
             self._zygote = zygote
             self.python, self.id = str(zygote.about["python"]), zygote.environment_id
+            self._distributions = int(zygote.about["distributions"])
             self._error, self._preloaded = None, ()
             await self._preload(zygote, (*_WORKER_MODULES, *_BASE_MODULES))
         fresh = tuple(name for name in self._wanted if name not in self._preloaded and name not in self._excluded)
@@ -258,6 +262,7 @@ class BuiltEnvironment(Environment):
             super().info(),
             packages=built.packages,
             bytes=built.bytes,
+            distributions=len(built.packages),
             created=built.created,
             used=self._packages.used_at(built.name),
         )
@@ -480,6 +485,12 @@ class Environments:
 
 def _removed(name: str) -> EnvironmentUnfit:
     return EnvironmentUnfit(f"environment {name!r} has been removed; register the transform again with its packages")
+
+
+def _label_of(interpreter: Path) -> str:
+    """Its file, and the virtual environment that this is of: most are called `python`."""
+    place = interpreter.parent.parent
+    return f"{interpreter.name} of {place.name}" if (place / "pyvenv.cfg").is_file() else interpreter.name
 
 
 async def _problem_of(environment: Environment) -> str | None:
