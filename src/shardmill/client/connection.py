@@ -231,8 +231,6 @@ class Connection:
                     raise WireError(f"{name} was said twice")
                 value = f"{fields[name]}, {value}"
             fields[name] = value
-        # The match looks into the buffer, which has to be free before it is written to.
-        del match
         self._start = end + 4
         connection = fields.get("connection", "").lower()
         stays = "close" not in connection and (minor == b"1" or "keep-alive" in connection)
