@@ -20,6 +20,7 @@ from shardmill.core.refs import ObjectRef
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
+CHUNK = 128 << 10  # bytes given out at once; larger ones need fresh memory each, which costs more than receiving them
 MAX_RESUMES = 5  # of one read without a byte in between
 
 _META = "shardmill-meta-"
@@ -167,8 +168,8 @@ class ObjectReader(io.BufferedIOBase):
             self._body = PlainBody(transport, ref, path, answer)
 
     def __iter__(self) -> Iterator[bytes]:
-        """Chunks as they arrive (not lines), each at most 1 MiB."""
-        while chunk := self.read1(BLOCK):
+        """Chunks as they arrive (not lines), each at most 128 KiB."""
+        while chunk := self.read1(CHUNK):
             yield chunk
 
     @property
