@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import ahead, loading, members, objects, page, serving, sharing, starting, storing, transforms
+from benchmarks import ahead, client, loading, members, objects, page, serving, sharing, starting, storing, transforms
 from benchmarks.table import Row, markdown
 from benchmarks.transforms import Setting
 
@@ -48,6 +48,8 @@ def _measure(name: str, arguments: argparse.Namespace, scratch: Path) -> list[Ro
     rounds = arguments.rounds
     if name == "objects":
         return objects.measure(scratch, rounds)
+    if name == "client":
+        return client.measure(scratch, rounds, arguments.peers)
     if name == "storing":
         return storing.measure(scratch, rounds)
     if name == "members":

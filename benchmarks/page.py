@@ -68,6 +68,12 @@ TITLES = {
         "where in the shard the member lies.",
     ),
     "storing": ("Many small objects", ""),
+    "client": (
+        "The Python client",
+        "CPU of the client's process alone, over thousands of calls to a node on the same machine; each keeps its "
+        "connection. A *bare socket* sends requests that were made before, receives into one buffer and looks at no "
+        "more of an answer than its length.",
+    ),
 }
 """Section → its heading and what a reader has to know, in the order of the page."""
 
@@ -197,6 +203,7 @@ def describe_peers(name: str) -> str:
     """Versions, from the locks, of what a section compares with."""
     wanted = {
         "serving": ("aistore", "webdataset", "torch", "torchvision", "pillow"),
+        "client": ("requests", "httpx", "urllib3"),
         "loading": ("webdataset", "spdl", "litdata", "tensorflow-cpu", "torch", "torchvision", "pillow"),
     }.get(name, ())
     locks = "".join((ROOT / "requirements" / f"{lock}.lock").read_text() for lock in ("bench", "bench-tensorflow"))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import ahead, members, page, serving
+from benchmarks import ahead, client, members, page, serving
 from benchmarks.processes import children_of, cpu_of, private, spoken
 from benchmarks.table import Row, Samples, markdown, ratio_of
 from benchmarks.transforms import HERE, Setting, served
@@ -171,3 +171,23 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_the_clients_costs_are_taken_with_every_client_that_is_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "CALLS", 3)
+    monkeypatch.setattr(client, "KEYS", 1500)
+    monkeypatch.setattr(client, "LARGE", 3 << 20)
+    rows = client.measure(tmp_path, 2, None)
+    assert all(len(row.samples.values) == 2 and row.samples.median > 0 for row in rows)
+    assert [row.what for row in rows if row.at_most is not None] == [
+        "CPU of a HEAD",
+        "CPU of a GET of 4 KiB",
+        "CPU of a PUT of 4 KiB",
+    ]
+    assert {row.what.rpartition(" by ")[2] for row in rows if " by " in row.what} == {
+        "a bare socket",
+        "http.client",
+        "one",
+    }
