@@ -313,7 +313,7 @@ class ObjectHandle:
             BucketReadOnly: The bucket cannot be written.
             CorruptObject: What the node stored is not what was sent.
         """
-        headers = {f"Shardmill-Meta-{name}": value for name, value in (meta or {}).items()}
+        headers = {f"Shardmill-Meta-{name}": value for name, value in meta.items()} if meta else {}
         if if_absent:
             headers["If-None-Match"] = "*"
         with contextlib.ExitStack() as stack:

@@ -77,15 +77,19 @@ class BytesUpload(Watched):
     """Bytes that are here."""
 
     def __init__(self, data: Piece, progress: Callable[[int], None] | None = None) -> None:
-        self._rest = memoryview(data).cast("B") if not isinstance(data, bytes) else memoryview(data)
-        super().__init__(len(self._rest), progress)
-        if len(self._rest) <= INLINE:
-            self._watch(self._rest)
-            self.inline, self._rest = bytes(self._rest), self._rest[:0]
+        self._rest = data if type(data) is bytes else memoryview(data).cast("B")
+        size = len(self._rest)
+        super().__init__(size, progress)
+        if size <= INLINE:
+            self.inline, self._rest = bytes(self._rest), b""
+            self._watch(self.inline)
 
     def send(self, connection: Connection) -> None:
-        for start in range(0, len(self._rest), BLOCK):
-            piece = self._rest[start : start + BLOCK]
+        if not self._rest:
+            return
+        view = memoryview(self._rest)
+        for start in range(0, len(view), BLOCK):
+            piece = view[start : start + BLOCK]
             self._watch(piece)
             _send(connection, piece)
 
