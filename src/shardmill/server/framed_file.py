@@ -16,7 +16,7 @@ NO_ROOM_MILLISECONDS = 20  # a thread waits this long for a slow reader before i
 
 _MANY = 64 << 10  # bytes read at a time where payloads are small
 _FEW = 4 << 10  # where they are large: headers, and little of the next payload
-_LARGE = 128 << 10  # bytes of a payload from which on copying costs more than another call
+_LARGE = 32 << 10  # bytes of a payload from which on copying costs more than another call
 
 
 class FramedFile:

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 PIECE = 32 << 20  # bytes of one read of a large object
 SINGLE = 64 << 20  # bytes; what is no larger comes with one read
+WORTH_A_VISIT = 2 << 20  # bytes; fewer are not written at once while more arrive
 NEARLY = 0.8  # share that is there, from which on a fill without readers is finished
 
 _TOUCH_SECONDS = 60.0  # between notes on the disk of the last use
@@ -482,7 +483,10 @@ class Entry:
         blocks, counters = self.blocks, self._upstream.counters
         assert self._file is not None
         writer = PieceWriter(self.descriptor, self._file.log, self.meta.size, stream.first * BLOCK)
-        while pieces := await queue.take():
+        least = 1
+        while pieces := await queue.take(least):
+            # The first bytes at once, then as many as are worth a visit to a thread.
+            least = WORTH_A_VISIT
             size = sum(map(len, pieces))
             counters.fetched += size
             for batch in cut(

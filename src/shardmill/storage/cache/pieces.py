@@ -4,6 +4,7 @@ Pieces are hashed by block as they are written, and a block is noted in its log 
 """
 
 import asyncio
+import contextlib
 import ctypes
 import errno
 import os
@@ -19,6 +20,7 @@ from shardmill.storage.trailer import BLOCK
 
 _MAX_QUEUED = 4 << 20  # bytes read ahead of the disk, of one read
 _MAX_PIECES = 512  # buffers in one call of the kernel
+_LINGER = 0.005  # seconds at most that bytes wait for more: a visit to a thread costs as much as writing many of them
 _KEEP_SIZE, _PUNCH = 0x01, 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE; with FALLOC_FL_PUNCH_HOLE
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV)
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -30,31 +32,46 @@ class Queue:
     def __init__(self) -> None:
         self._pieces: list[memoryview] = []
         self._size = 0
-        self._ended = False
-        self._moved = asyncio.Event()
+        self._least = 1
+        self._is_ended = False
+        self._filled = asyncio.Event()
+        self._emptied = asyncio.Event()
 
     async def put(self, piece: memoryview) -> None:
         """Append one; waits while too much is queued, or the other end takes nothing more."""
         while self._size >= _MAX_QUEUED or len(self._pieces) >= _MAX_PIECES:
-            self._moved.clear()
-            await self._moved.wait()
+            self._emptied.clear()
+            await self._emptied.wait()
         self._pieces.append(piece)
         self._size += len(piece)
-        self._moved.set()
+        if self._is_enough:
+            self._filled.set()
 
     def end(self) -> None:
         """Nothing follows."""
-        self._ended = True
-        self._moved.set()
+        self._is_ended = True
+        self._filled.set()
 
-    async def take(self) -> Sequence[memoryview]:
-        """All that is queued, at least one piece; nothing at the end."""
-        while not self._pieces and not self._ended:
-            self._moved.clear()
-            await self._moved.wait()
+    async def take(self, least: int = 1) -> Sequence[memoryview]:
+        """All that is queued, at least one piece; nothing at the end. A moment is waited for `least` bytes."""
+        await self._wait(1)
+        if self._size < least:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LINGER):
+                    await self._wait(least)
         taken, self._pieces, self._size = self._pieces, [], 0
-        self._moved.set()
+        self._emptied.set()
         return taken
+
+    async def _wait(self, least: int) -> None:
+        self._least = least
+        while not self._is_enough:
+            self._filled.clear()
+            await self._filled.wait()
+
+    @property
+    def _is_enough(self) -> bool:
+        return self._size >= self._least or len(self._pieces) >= _MAX_PIECES or self._is_ended
 
 
 async def copy(pieces: AsyncIterable[memoryview], write: Callable[[Queue], Awaitable[None]]) -> None:

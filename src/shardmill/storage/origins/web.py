@@ -244,7 +244,8 @@ class _Answer:
 
     async def pieces(self) -> AsyncGenerator[memoryview, None]:
         try:
-            async for chunk in self._answer.content.iter_any():
+            # Pieces as they came: joining them would copy all of them.
+            async for chunk, _ in self._answer.content.iter_chunks():
                 piece = memoryview(chunk)
                 if self._skipped:
                     dropped = min(self._skipped, len(piece))
