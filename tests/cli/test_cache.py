@@ -78,3 +78,17 @@ def test_status_ls_and_stat_tell_what_is_cached(shell: Shell) -> None:
 def test_ls_cached_without_a_store_behind_says_so(shell: Shell) -> None:
     assert "no store behind it" in shell("ls", "--cached", "ais://pool", status=2)[1]
     assert "which bucket" in shell("ls", "--cached", status=2)[1]
+
+
+def test_a_dry_run_tells_what_would_be_fetched_and_evicted(shell: Shell, near: RunningNode) -> None:
+    out, err = shell("prefetch", f"{FAR}/train/{{a,b}}.tar", "--dry-run")
+    assert out.splitlines() == ["train/a.tar  (done)", "train/b.tar"]
+    assert "would fetch 1 of 2 objects; 9.0 MiB" in err
+    out, err = shell("evict", "-r", f"{FAR}/train/", "--dry-run")
+    assert out.splitlines() == ["train/a.tar", "train/b.tar"]
+    assert "would evict 2 of 2 objects; 4.0 MiB" in err
+    out, _ = shell("evict", f"{FAR}/train/a.tar", "--dry-run", "--json")
+    assert (json.loads(out)["total"], json.loads(out)["left"]) == (1, 3 * MIB)
+    with Client(near.endpoint) as client:
+        assert client.jobs.list() == []
+        assert [found.cached for found in client.bucket(FAR).cached()] == [3 * MIB, MIB]

@@ -10,6 +10,7 @@ from shardmill.core.errors import BadRequest, BucketNotFound, ObjectNotFound
 from shardmill.jobs.caching import Pace
 from shardmill.testing.node import running_node
 from tests.jobs.support import wait_for
+from tests.server.readers import wait_until
 from tests.storage.cache.support import MIB, make
 from tests.storage.cache.web import Served, Web, web
 
@@ -141,3 +142,25 @@ def test_a_pace_is_shared_by_all_who_fetch() -> None:
     assert [pace.reserve(500, 10.0) for _ in range(3)] == [0.0, 0.5, 1.0]
     assert pace.reserve(100, 11.2) == pytest.approx(0.3)
     assert pace.reserve(100, 20.0) == 0.0
+
+
+def test_a_plan_says_what_would_be_fetched_and_evicted_and_does_nothing(origin: Web, client: Client) -> None:
+    client.bucket(FAR).object(NAMES[0]).read()
+    client.bucket(FAR).object(NAMES[1]).get_range(0, 10)
+    wait_until(lambda: cached(client) == {**sizes(origin, NAMES[0]), NAMES[1]: MIB}, "what was read is there")
+    found, whole = cached(client), sizes(origin, *NAMES)
+    plan = client.jobs.plan_prefetch(FAR, names=NAMES)
+    assert [(each.object, each.size, each.done) for each in plan.objects] == [
+        (name, whole[name], name == NAMES[0]) for name in NAMES
+    ]
+    assert (plan.total, plan.done, plan.bytes) == (4, 1, sum(whole.values()))
+    assert plan.left == sum(whole.values()) - sum(found.values())
+    plan = client.jobs.plan_evict(FAR, prefix="train/")
+    assert [(each.object, each.size, each.done) for each in plan.objects] == [
+        (name, size, False) for name, size in found.items()
+    ]
+    assert (plan.total, plan.done, plan.left) == (2, 0, sum(found.values()))
+    assert client.jobs.list() == []
+    assert cached(client) == found
+    with pytest.raises(ObjectNotFound):
+        client.jobs.plan_prefetch(FAR, names=["train/never.tar"])

@@ -32,7 +32,7 @@ async def open_objects(path: Path, *rights: Action) -> AsyncIterator[Objects]:
     )
     everything: frozenset[Action] = frozenset(typing.get_args(Action))
     async with open_buckets(path / "data", *definitions) as buckets:
-        yield Objects(buckets, Access({ANONYMOUS: everything, SOMEONE: frozenset(rights)}))
+        yield Objects(buckets, Access({ANONYMOUS: everything, SOMEONE: frozenset(rights)}), None)
 
 
 async def put(objects: Objects, ref: ObjectRef, data: bytes, who: Principal = ANONYMOUS) -> None:

@@ -129,7 +129,7 @@ def test_lists_that_are_not_read_stop_costing_anything(started: tuple[RunningNod
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"[]", b'{"paths": "x"}', b'{"paths": ["/o/gs/own/s-0.tar"]}', b'{"paths": ["/t/gs/own/x"], "a": 1}']
+    "body", [b"", b"[]", b'{"paths": "x"}', b'{"paths": ["/x/gs/own/s-0.tar"]}', b'{"paths": ["/t/gs/own/x"], "a": 1}']
 )
 def test_a_bad_announcement_is_refused(started: tuple[RunningNode, Client, str], body: bytes) -> None:
     node, _, _ = started

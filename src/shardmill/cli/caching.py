@@ -18,6 +18,7 @@ UriArgument = Annotated[
     str, typer.Argument(metavar="URI", help="provider://bucket/key, with braces; with -r a bucket or a prefix.")
 ]
 RecursiveOption = Annotated[bool, typer.Option("--recursive", "-r", help="All objects below the prefix.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")]
 DetachOption = Annotated[bool, typer.Option("--detach", help="Begin, print the job's id, leave.")]
 
 
@@ -27,6 +28,7 @@ def prefetch(
     rate: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Bytes a second that are fetched at most, e.g. 100MB.")
     ] = None,
+    dry_run: DryRunOption = False,
     detach: DetachOption = False,
     json: JsonOption = False,
     endpoint: EndpointOption = None,
@@ -37,12 +39,17 @@ def prefetch(
     """
     client = connect(endpoint)
     bucket, chosen = _chosen(uri, recursive)
+    if dry_run:
+        _rate(rate)
+        jobs.print_cache_plan(client.jobs.plan_prefetch(bucket, **chosen), "fetch", json=json)
+        return
     _follow(client, client.jobs.prefetch(bucket, rate=_rate(rate), **chosen), detach=detach, json=json)
 
 
 def evict(
     uri: UriArgument,
     recursive: RecursiveOption = False,
+    dry_run: DryRunOption = False,
     detach: DetachOption = False,
     json: JsonOption = False,
     endpoint: EndpointOption = None,
@@ -50,6 +57,9 @@ def evict(
     """Remove objects from the node's disk, pinned ones, too; the store behind their bucket keeps them."""
     client = connect(endpoint)
     bucket, chosen = _chosen(uri, recursive)
+    if dry_run:
+        jobs.print_cache_plan(client.jobs.plan_evict(bucket, **chosen), "evict", json=json)
+        return
     _follow(client, client.jobs.evict(bucket, **chosen), detach=detach, json=json)
 
 

@@ -143,6 +143,19 @@ def watch(client: Client, job: str, *, timeout: float | None = None, json: bool)
         say(_summary(details.job))
 
 
+def print_cache_plan(plan: JobPlan, verb: str, *, json: bool) -> None:
+    """What a job would do that fetches, or evicts."""
+    if json:
+        print_json(plan)
+        return
+    for planned in plan.objects:
+        print(f"{planned.object}{'  (done)' if planned.done else ''}")
+    say(
+        f"job {plan.id} would {verb} {plan.total - plan.done} of {plan.total} objects{_not_shown(plan)}; "
+        f"{size_text(plan.left)}"
+    )
+
+
 def print_plan(plan: JobPlan, *, json: bool) -> None:
     """What a job would do."""
     if json:
@@ -150,11 +163,14 @@ def print_plan(plan: JobPlan, *, json: bool) -> None:
         return
     for planned in plan.objects:
         print(f"{planned.object} -> {planned.target}{'  (done)' if planned.done else ''}")
-    more = f", {plan.total - len(plan.objects)} not shown" if plan.total > len(plan.objects) else ""
     say(
-        f"job {plan.id} would make {plan.total - plan.done} of {plan.total} objects{more}; all have "
+        f"job {plan.id} would make {plan.total - plan.done} of {plan.total} objects{_not_shown(plan)}; all have "
         f"{size_text(plan.bytes)}"
     )
+
+
+def _not_shown(plan: JobPlan) -> str:
+    return f", {plan.total - len(plan.objects)} not shown" if plan.total > len(plan.objects) else ""
 
 
 @contextlib.contextmanager

@@ -129,8 +129,8 @@ class Client:
     ) -> list[str]:
         """URLs of many objects, in order. Exactly one of template, names and prefix says which.
 
-        With a transform the list is announced to the node, which then begins a shard while the one before it is read. A
-        node that does not answer changes nothing.
+        The list is announced to the node, which then begins a shard while the one before it is read, and fetches what
+        comes from a store. A node that does not answer changes nothing.
 
         Args:
             bucket: `provider://name`.
@@ -149,7 +149,7 @@ class Client:
         handle = self.bucket(bucket)
         keys = self._keys(handle, template, names, prefix)
         urls = [handle.object(key).url(transform_id, seed=seed, epoch=epoch) for key in keys]
-        if transform_id is not None and len(urls) > 1:
+        if len(urls) > 1:
             self.announce(urls)
         return urls
 
@@ -165,7 +165,7 @@ class Client:
             return msgspec.json.decode(answer.read_all(), type=SampleCounts).counts
 
     def announce(self, urls: Sequence[str]) -> None:
-        """Say that these transformed objects will be read in this order; a node that does not hear it loses nothing."""
+        """Say that these will be read in this order, transformed or raw; a node that does not hear it loses nothing."""
         paths = [url.removeprefix(self.endpoint) for url in urls[:MAX_ANNOUNCED]]
         body = msgspec.json.encode(Announcement(paths))
         self._transport.tell("/api/lookahead", body, seconds=ANNOUNCE_SECONDS)

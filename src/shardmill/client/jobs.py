@@ -139,6 +139,28 @@ class JobsHandle:
         """
         return self._post("/api/jobs", _caching("evict", source, template, names, prefix, None), JobInfo)
 
+    def plan_prefetch(
+        self,
+        source: BucketName,
+        *,
+        template: str | None = None,
+        names: Sequence[str] | None = None,
+        prefix: str | None = None,
+    ) -> JobPlan:
+        """What `prefetch` would do with the same arguments; nothing is begun. `left` are the bytes it would fetch."""
+        return self._post("/api/jobs/plan", _caching("prefetch", source, template, names, prefix, None), JobPlan)
+
+    def plan_evict(
+        self,
+        source: BucketName,
+        *,
+        template: str | None = None,
+        names: Sequence[str] | None = None,
+        prefix: str | None = None,
+    ) -> JobPlan:
+        """What `evict` would do with the same arguments; nothing is begun. `left` are the bytes it would give back."""
+        return self._post("/api/jobs/plan", _caching("evict", source, template, names, prefix, None), JobPlan)
+
     def list(self) -> builtins.list[JobInfo]:
         """All jobs that the node knows, the newest first."""
         with self._transport.request("GET", "/api/jobs") as answer:

@@ -122,7 +122,7 @@ class Announcement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`POST /api/lookahead`: what will be read soon, in order."""
 
     paths: list[str]
-    """`/t/...` of data URLs, percent-encoded."""
+    """`/t/...` and `/o/...` of data URLs, percent-encoded."""
 
 
 class ShardNames(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -56,7 +56,7 @@ class PlannedObject(msgspec.Struct, frozen=True):
     size: int
     target: str
     done: bool
-    """The destination has it from before, and it would be the same."""
+    """It is there from before, and would be the same."""
 
 
 class JobPlan(msgspec.Struct, frozen=True):
@@ -73,6 +73,8 @@ class JobPlan(msgspec.Struct, frozen=True):
     bytes: int
     """Of all sources."""
     manifest: str | None
+    left: int = 0
+    """Bytes that would be fetched, or given back, by kinds of which that is known before."""
 
 
 class SampleFailure(msgspec.Struct, frozen=True, omit_defaults=True):

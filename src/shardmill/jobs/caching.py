@@ -36,7 +36,13 @@ class PrefetchJobs:
         bucket = Bucket.parse(request.source)
         self._cache.check_remote(principal, bucket)
         selected = await select(self._objects, principal, bucket, request)
-        items = [Item(index, key, size, key) for index, (key, size) in enumerate(selected.sizes.items())]
+        # By size alone: whether what is cached is of the current version is asked when it is fetched.
+        cached = await self._cache.all_cached(principal, bucket, selected.base)
+        there = {info.key: info.cached for info in cached if info.size == selected.sizes.get(info.key)}
+        items = [
+            Item(index, key, size, key, size - there.get(key, 0))
+            for index, (key, size) in enumerate(selected.sizes.items())
+        ]
         pace = None if request.rate is None else Pace(request.rate)
         return _PrefetchWork(principal, self._objects, self._cache, bucket, items, pace)
 
@@ -63,7 +69,7 @@ class EvictJobs:
             keys = list(sizes)
         else:
             keys = [key for key in (names if names is not None else expand(template or "")) if key in sizes]
-        items = [Item(index, key, sizes[key], key) for index, key in enumerate(keys)]
+        items = [Item(index, key, sizes[key], key, sizes[key]) for index, key in enumerate(keys)]
         return _EvictWork(principal, self._cache, bucket, items)
 
 

@@ -23,6 +23,8 @@ class Item:
     """Bytes of the source."""
     target: str
     """Key of what it becomes."""
+    left: int | None = None
+    """Bytes that doing it would move; None: that is not known before."""
 
 
 Report = Callable[[float], None]

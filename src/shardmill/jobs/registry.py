@@ -172,7 +172,7 @@ class Jobs:
         planned = []
         for item in work.items:
             entry = known.entries.get(item.key)
-            is_done = entry is not None and await work.is_done(item, entry)
+            is_done = item.left == 0 or (entry is not None and await work.is_done(item, entry))
             planned.append(PlannedObject(item.key, item.size, item.target, is_done))
         return JobPlan(
             id=job,
@@ -181,6 +181,7 @@ class Jobs:
             total=len(planned),
             done=sum(each.done for each in planned),
             bytes=sum(each.size for each in planned),
+            left=sum(item.left or 0 for item, each in zip(work.items, planned, strict=True) if not each.done),
             manifest=_manifest_uri(work),
         )
 

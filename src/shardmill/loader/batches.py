@@ -368,9 +368,8 @@ class ShardLoader:
     def _announce(self, pieces: Sequence[Piece]) -> None:
         named = [(self._shards[piece.shard], piece) for piece in pieces]
         urls = [
-            self._client.object(str(shard.ref)).url(str(self._spec_of(shard, piece)))
+            self._client.object(str(shard.ref)).url(None if shard.spec is None else str(self._spec_of(shard, piece)))
             for shard, piece in named
-            if shard.spec is not None
         ]
         if len(urls) > 1:
             self._client.announce(urls)

@@ -67,6 +67,15 @@ class Cache:
         self._access.check(principal, "read", bucket)
         self._remote(bucket)
 
+    def is_remote(self, bucket: Bucket) -> bool:
+        """Whether there is a store behind the bucket."""
+        return self._buckets.cached(bucket) is not None
+
+    def is_there(self, ref: ObjectRef) -> bool:
+        """Whether all of some version of an object is on the disk."""
+        store = self._buckets.cached(ref.bucket)
+        return store is not None and any(found.there == found.size for found in store.describe([ref.key]))
+
     async def fetch(
         self, principal: Principal, ref: ObjectRef, *, pace: Pace | None, report: Callable[[float], None]
     ) -> Fetched:

@@ -12,6 +12,7 @@ from shardmill.etl.engine import Engine
 from shardmill.node.access import Access
 from shardmill.node.ahead import LookAhead
 from shardmill.node.cache import Cache
+from shardmill.node.coming import Coming
 from shardmill.node.objects import Objects
 from shardmill.node.results import KeptResults
 from shardmill.node.settings import masked_settings
@@ -89,11 +90,12 @@ class Node:
                     spool_window=config.results.spool_window,
                 )
             )
-            objects = Objects(buckets, access)
+            cache = Cache(buckets, access)
+            coming = await parts.enter_async_context(Coming(cache, depth=config.cache.look_ahead))
+            objects = Objects(buckets, access, coming)
             ahead = await parts.enter_async_context(LookAhead(engine, objects, depth=config.transforms.look_ahead))
             transforms = Transforms(engine, objects, access, ahead)
-            shards, cache = Shards(engine, objects, members), Cache(buckets, access)
-            kept = KeptResults(results, access, engine.versions)
+            shards, kept = Shards(engine, objects, members), KeptResults(results, access, engine.versions)
             yield cls(config, objects, transforms, shards, kept, cache)
 
     def describe(self) -> ConfigInfo:

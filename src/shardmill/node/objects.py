@@ -35,12 +35,27 @@ class BucketSet(Protocol):
     def close_unused(self) -> None: ...
 
 
-class Objects:
-    """Objects of a node, with access checked."""
+class Following(Protocol):
+    """Who is told of lists that will be read, and of what is read."""
 
-    def __init__(self, buckets: BucketSet, access: Access) -> None:
+    async def announce(self, refs: Sequence[ObjectRef]) -> None: ...
+
+    def reading(self, principal: Principal, ref: ObjectRef) -> None: ...
+
+
+class Objects:
+    """Objects of a node, with access checked.
+
+    Args:
+        buckets: Of the node.
+        access: Who may do what.
+        coming: Told what is read, if anybody is.
+    """
+
+    def __init__(self, buckets: BucketSet, access: Access, coming: Following | None) -> None:
         self._buckets = buckets
         self._access = access
+        self._coming = coming
 
     def check(self, principal: Principal, action: Action, bucket: Bucket | None) -> None:
         """Raise AccessDenied unless the principal may; `bucket` None: the action concerns no bucket."""
@@ -60,7 +75,22 @@ class Objects:
             BucketNotFound, ObjectNotFound: There is none.
         """
         self._access.check(principal, "read", ref.bucket)
-        return await self._buckets.store(ref.bucket).open(ref.key, expected=expected)
+        source = await self._buckets.store(ref.bucket).open(ref.key, expected=expected)
+        if expected is not None:
+            self.is_read(principal, ref)
+        return source
+
+    async def announce(self, principal: Principal, refs: Sequence[ObjectRef]) -> None:
+        """Objects that will be read in this order, raw or transformed."""
+        for bucket in {ref.bucket for ref in refs}:
+            self._access.check(principal, "read", bucket)
+        if self._coming is not None:
+            await self._coming.announce(refs)
+
+    def is_read(self, principal: Principal, ref: ObjectRef) -> None:
+        """An object is being read: what was announced to follow it may come."""
+        if self._coming is not None:
+            self._coming.reading(principal, ref)
 
     def kept(self, principal: Principal, ref: ObjectRef) -> Kept | None:
         """What is kept open of an object; None: nothing. Raises BucketNotFound."""

@@ -240,6 +240,7 @@ class Transforms:
             raise
         if not is_patient:
             self._ahead.reading(principal, TransformedRef(ref, spec))
+            self._objects.is_read(principal, ref)
         runs = self._engine.runs
         opened: Reading | Finished
         if wants_finished and plan.is_shared and runs.can_finish:

@@ -25,7 +25,7 @@ from shardmill.core.api import (
 )
 from shardmill.core.errors import BadRequest, ShardmillError
 from shardmill.core.meta import ObjectMeta
-from shardmill.core.paths import parse_transformed_path
+from shardmill.core.paths import TransformedRef, parse_object_path, parse_transformed_path
 from shardmill.core.refs import Bucket, ObjectRef, unquote_path
 from shardmill.core.specs import Spec
 from shardmill.node.node import Node
@@ -208,12 +208,15 @@ class Api:
         await hand_on(call, answer, data, self._node.config.server.send_timeout)
 
     async def announce(self, call: Call) -> web.StreamResponse:
-        """204; what is announced is begun when what stands before it is read."""
+        """204; what is announced is fetched, and begun, when what stands before it is read."""
         call.query()
         body = await read_body(call, _ANNOUNCEMENT, "an announcement", self._node.config.server.body_timeout)
         paths = (await decode_body(body, Announcement, "an announcement")).paths
-        names = await asyncio.to_thread(lambda: [parse_transformed_path(path) for path in paths])
-        await self._transforms.announce(call.principal, names)
+        named = await asyncio.to_thread(lambda: [_announced(path) for path in paths])
+        transformed = [name for name in named if isinstance(name, TransformedRef)]
+        await self._transforms.announce(call.principal, transformed)
+        refs = [name.ref if isinstance(name, TransformedRef) else name for name in named]
+        await self._node.objects.announce(call.principal, refs)
         return web.Response(status=204)
 
     async def samples(self, call: Call) -> web.StreamResponse:
@@ -250,6 +253,10 @@ async def _outcome(task: "asyncio.Task[tuple[TransformInfo, bool]]", request_id:
     except Exception as error:
         return {"error": error_body(unexpected(error), request_id)}
     return {"transform": info, "new": is_new}
+
+
+def _announced(path: str) -> TransformedRef | ObjectRef:
+    return parse_object_path(path) if path.startswith("/o/") else parse_transformed_path(path)
 
 
 def _info(meta: ObjectMeta) -> ObjectInfo:
