@@ -7,11 +7,24 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import ahead, client, loading, members, objects, page, serving, sharing, starting, storing, transforms
+from benchmarks import (
+    ahead,
+    client,
+    loading,
+    members,
+    objects,
+    page,
+    remote,
+    serving,
+    sharing,
+    starting,
+    storing,
+    transforms,
+)
 from benchmarks.table import Row, markdown
 from benchmarks.transforms import Setting
 
-SHARDS = {"transforms": 4, "serving": 2, "sharing": 2, "workers": 2, "loading": 4, "ahead": 4}
+SHARDS = {"transforms": 4, "serving": 2, "sharing": 2, "workers": 2, "loading": 4, "ahead": 4, "remote": 2}
 """Section → train shards that it reads."""
 
 
@@ -40,6 +53,7 @@ def _parse() -> argparse.Namespace:
         "--tensorflow", type=Path, metavar="PYTHON", help="made from requirements/bench-tensorflow.lock"
     )
     parser.add_argument("--nginx", type=Path, metavar="PROGRAM", help="default: the one that is installed, if any")
+    parser.add_argument("--emulators", type=Path, metavar="DIR", help="of cloud stores, as tools/emulators prints it")
     parser.add_argument("--write", action="store_true", help="into docs/: the figures, the page and the chart")
     return parser.parse_args()
 
@@ -56,6 +70,8 @@ def _measure(name: str, arguments: argparse.Namespace, scratch: Path) -> list[Ro
         return members.measure(scratch, rounds, arguments.nginx)
     directory = _directory(arguments.shards, scratch)
     shards = _shards(directory, SHARDS[name])
+    if name == "remote":
+        return remote.measure(scratch / "remote", rounds, shards, arguments.nginx, arguments.emulators)
     if name == "ahead":
         return ahead.measure(shards, scratch, rounds)
     if name == "loading":
@@ -100,10 +116,12 @@ def _shards(directory: Path, count: int) -> list[Path]:
 def _section(name: str, arguments: argparse.Namespace, rows: list[Row]) -> page.Section:
     told = ["--only", name, *(["--rounds", str(arguments.rounds)] if arguments.rounds != 5 else [])]
     told += ["--shards", "DIR"] if arguments.shards is not None else []
-    told += ["--nginx", "PROGRAM"] if arguments.nginx is not None and name == "members" else []
+    told += ["--nginx", "PROGRAM"] if arguments.nginx is not None and name in ("members", "remote") else []
     command = f"make bench ARGS='{' '.join([*told, '--write'])}'"
     if arguments.tensorflow is not None and name == "loading":
         command = f"make bench-tensorflow ARGS='{' '.join([*told, '--write'])}'"
+    if arguments.emulators is not None and name == "remote":
+        command = f"make bench-remote ARGS='{' '.join([*told[2:], '--write'])}'"
     machine, peers = page.describe_machine(), page.describe_peers(name)
     return page.Section(name, command, page.today(), arguments.rounds, machine, peers, rows)
 

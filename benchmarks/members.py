@@ -117,7 +117,7 @@ def measure(directory: Path, rounds: int, nginx: Path | None = None) -> list[Row
         ]
         if program is not None:
             header = f"Range: bytes={info.offset_data}-{info.offset_data + SIZE - 1}"
-            beside = stack.enter_context(_nginx(program, directory, files))
+            beside = stack.enter_context(nginx_over(program, directory, files))
             asked.append(Asked("the last one's bytes as a range from nginx", beside, _request("/shard.tar", header)))
         return _rows(_measure(asked, rounds), has_nginx=program is not None)
 
@@ -172,7 +172,8 @@ def _request(path: str, *headers: str) -> bytes:
 
 
 @contextlib.contextmanager
-def _nginx(program: str | Path, directory: Path, root: Path) -> Iterator[int]:
+def nginx_over(program: str | Path, directory: Path, root: Path) -> Iterator[int]:
+    """nginx with one worker over the files below `root`; its port."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = int(probe.getsockname()[1])
     configuration = directory / "nginx.conf"

@@ -67,6 +67,11 @@ TITLES = {
         "Read by name, thousands of times over one connection that is kept. A range from nginx is read by who knows "
         "where in the shard the member lies.",
     ),
+    "remote": (
+        "Buckets of stores",
+        "Four objects of 64 MiB by curl, one after the other, while the store, the node and the reader share the same "
+        "cores. The node writes all that comes to its disk, and hashes it, before it sends it on.",
+    ),
     "storing": ("Many small objects", ""),
     "client": (
         "The Python client",
@@ -204,9 +209,12 @@ def describe_peers(name: str) -> str:
     wanted = {
         "serving": ("aistore", "webdataset", "torch", "torchvision", "pillow"),
         "client": ("requests", "httpx", "urllib3"),
+        "remote": ("moto", "obstore"),
         "loading": ("webdataset", "spdl", "litdata", "tensorflow-cpu", "torch", "torchvision", "pillow"),
     }.get(name, ())
-    locks = "".join((ROOT / "requirements" / f"{lock}.lock").read_text() for lock in ("bench", "bench-tensorflow"))
+    locks = "".join(
+        (ROOT / "requirements" / f"{lock}.lock").read_text() for lock in ("bench", "bench-tensorflow", "emulators")
+    )
     found = [re.search(rf"^{peer}==(\S+)", locks, re.MULTILINE) for peer in wanted]
     versions = ", ".join(f"{peer} {match[1]}" for peer, match in zip(wanted, found, strict=True) if match)
     return f" Compared with {versions}." if versions else ""

@@ -78,7 +78,7 @@ def _measured(
                 with _health_checks(server):
                     server.two.add(2 * samples / _read(server, names[:2]))
                 wait_quiet()
-                server.first.add(_first_byte(server.url(names[0])) * 1000)
+                server.first.add(first_byte(server.url(names[0])) * 1000)
                 wait_quiet()
     return servers, limit
 
@@ -147,8 +147,8 @@ def _read(server: Server, names: list[str]) -> float:
     return time.perf_counter() - start
 
 
-def _first_byte(url: str) -> float:
-    """Seconds from the request to the first byte of the tar; the rest is not waited for."""
+def first_byte(url: str) -> float:
+    """Seconds from the request to the first byte of the body."""
     parts = urllib.parse.urlsplit(url)
     connection = http.client.HTTPConnection(parts.netloc, timeout=60)
     try:

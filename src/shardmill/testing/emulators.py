@@ -126,12 +126,12 @@ def make_azure_container(emulator: Emulator) -> str:
 @contextlib.contextmanager
 def fake_gcs(programs: Path) -> Iterator[Emulator]:
     """Google Cloud Storage: its JSON interface, and reading by the XML one."""
-    program = _program(programs, "fake-gcs-server")
+    server = program(programs, "fake-gcs-server")
 
     def command(port: str) -> Command:
         address = f"127.0.0.1:{port}"
         listen = ("-scheme", "http", "-host", "127.0.0.1", "-port", port)
-        return [program, *listen, "-backend", "memory", "-external-url", f"http://{address}", "-public-host", address]
+        return [server, *listen, "-backend", "memory", "-external-url", f"http://{address}", "-public-host", address]
 
     with _running("fake-gcs-server", command) as emulator:
         yield emulator
@@ -162,14 +162,14 @@ def nginx(programs: Path) -> Iterator[Emulator]:
             text = _NGINX.format(user=getpass.getuser(), directory=directory, root=directory / "root", port=port)
             (directory / "nginx.conf").write_text(text)
             places = ("-p", directory, "-e", directory / "error.log", "-c", directory / "nginx.conf")
-            return [_program(programs, "nginx"), *places]
+            return [program(programs, "nginx"), *places]
 
         with _running("nginx", command) as emulator:
             emulator.directory = directory
             yield emulator
 
 
-def _program(programs: Path, name: str) -> Path:
+def program(programs: Path, name: str) -> Path:
     """A program that a wheel brings for this machine."""
     system = f"linux-{'arm64' if platform.machine() == 'aarch64' else 'amd64'}"
     places = (f"**/bin/{name}-{system}", f"**/bin/linux-{platform.machine()}/{name}")
