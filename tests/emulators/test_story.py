@@ -2,9 +2,14 @@
 
 import asyncio
 import contextlib
+import io
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
+import tarfile
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -91,6 +96,36 @@ def read(url: str) -> bytes:
         return found
 
 
+def read_as_stock(url: str) -> list[str]:
+    """Members of a shard, by a tar reader that knows nothing of a node and takes the stream as it comes."""
+    with urllib.request.urlopen(url, timeout=60) as answer, tarfile.open(fileobj=answer, mode="r|") as archive:
+        return [member.name for member in archive]
+
+
+def get_through_tar(client: Client, uri: str, etl: WDTransform) -> list[str]:
+    """`shardmill get … - | tar -tf -`."""
+    command = [sys.executable, "-m", "shardmill.cli", "get", f"{uri}/{KEYS[0]}", "-", "--transform", etl.uuid]
+    environ = {**os.environ, "SHARDMILL_ENDPOINT": client.endpoint}
+    with (
+        subprocess.Popen([*command, "--seed", "1", "--epoch", "0"], stdout=subprocess.PIPE, env=environ) as getting,
+        subprocess.Popen(["tar", "-tf", "-"], stdin=getting.stdout, stdout=subprocess.PIPE, text=True) as listing,
+    ):
+        assert getting.stdout is not None
+        assert listing.stdout is not None
+        getting.stdout.close()
+        names = listing.stdout.read().split()
+    assert (getting.returncode, listing.returncode) == (0, 0)
+    return names
+
+
+def check_reading(client: Client, uri: str, etl: WDTransform, names: Sequence[str]) -> None:
+    """By a URL of its own, by a stock reader and through a pipe it is the same shard."""
+    url = urls_of(client, etl, uri, seed=1)[0]
+    assert client.object_url(uri, KEYS[0], etl.uuid, seed=1, epoch=0) == url
+    assert read_as_stock(url) == names
+    assert get_through_tar(client, uri, etl) == names
+
+
 @contextlib.contextmanager
 def story(*flags: str | Path, data: Path) -> Iterator[tuple[Client, WDTransform]]:
     """A node, and the transform registered there."""
@@ -122,7 +157,12 @@ def test_the_readme_over_a_cloud_cold_and_warm(cloud: Cloud, programs: Path, sha
         with story("--bucket", reference, data=tmp_path / "reference") as (client, etl):
             expected = [[read(url) for url in urls_of(client, etl, uri, seed)] for seed in (1, 2)]
         assert expected[0] != expected[1]
+        with tarfile.open(fileobj=io.BytesIO(expected[0][0])) as archive:
+            names = archive.getnames()
+        assert {name.rpartition(".")[2] for name in names} == {"npy", "cls"}
         with story("--config", config, data=tmp_path / "data") as (client, etl):
+            # What is first read from the store goes through all of it.
+            check_reading(client, uri, etl, names)
             assert [read(url) for url in urls_of(client, etl, uri, seed=1)] == expected[0]
             stack.close()
             with pytest.raises(OSError, match="refused"):
@@ -130,3 +170,4 @@ def test_the_readme_over_a_cloud_cold_and_warm(cloud: Cloud, programs: Path, sha
             assert [read(url) for url in urls_of(client, etl, uri, seed=1)] == expected[0]
             assert [read(url) for url in urls_of(client, etl, uri, seed=2)] == expected[1]
             assert [read(url) for url in urls_of(client, None, uri)] == [file.read_bytes() for file in files]
+            check_reading(client, uri, etl, names)

@@ -2,26 +2,51 @@
 
 import hashlib
 import http.client
+import random
 import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from shardmill.client import Client
-from shardmill.testing.faults import Fault, FaultServer, Served, fault_server
+from shardmill.testing.faults import Fault, FaultServer, MadeUp, Served, fault_server
 from shardmill.testing.node import RunningNode, running_node
 from tests.etl.over_http import Served as Asking
 from tests.etl.support import IDENTITY
 from tests.server.readers import wait_until
 from tests.storage.cache.support import MIB, disk_use, make
 from tests.storage.cache.test_node import make_shard
+from tests.storage.full_disk import small_disk
 
 READERS = 200
 MEMORY = 512 << 20  # bytes; what answers to all readers would take is twelve times as much
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much a promise is tried with; in full size by `tests/emulators`."""
+
+    members: int
+    """Of a shard, half a MiB each."""
+    objects: int
+    """That are read through a small disk."""
+    object: int
+    """Bytes of each."""
+    disk: int
+
+
+SOME = Size(members=64, objects=24, object=4 * MIB, disk=48 * MIB)
+FULL = Size(members=128, objects=64, object=32 * MIB, disk=256 * MIB)
+
+
+@pytest.fixture
+def size() -> Size:
+    return SOME
 
 
 @pytest.fixture
@@ -71,9 +96,11 @@ def peak_memory(node: RunningNode) -> int:
     raise AssertionError("no VmHWM")
 
 
-def test_two_hundred_readers_of_a_cold_shard_cause_one_fetch(origin: FaultServer, node: RunningNode) -> None:
+def test_two_hundred_readers_of_a_cold_shard_cause_one_fetch(
+    origin: FaultServer, node: RunningNode, size: Size
+) -> None:
     """Half of them raw, half through a transform; what they take of memory does not grow with their number."""
-    shard = make_shard(64, 512 << 10)
+    shard = make_shard(size.members, 512 << 10)
     origin.put("/shards/a.tar", shard)
     transform = Asking(node).register(IDENTITY, decoder=None)
     targets = ("/o/gs/far/a.tar", f"/t/gs/far/{transform.uuid},seed=1~a.tar")
@@ -88,20 +115,56 @@ def test_two_hundred_readers_of_a_cold_shard_cause_one_fetch(origin: FaultServer
 
 
 def test_a_range_of_a_huge_object_fetches_its_blocks(origin: FaultServer, node: RunningNode) -> None:
-    size = 1 << 30
-    start = 700 * MIB + 12_345
-    # Nothing of it but the pages that are read takes memory.
-    origin.put("/shards/huge", Served(bytes(size), "v1"))
+    data = MadeUp(1 << 30)
+    start, size = 700 * MIB + 12_345, len(data)
+    origin.put("/shards/huge", Served(data, "v1"))
     with Client(node.endpoint) as client:
         handle = client.object("gs://far/huge")
-        assert handle.get_range(start, start + MIB) == bytes(MIB)
+        assert handle.get_range(start, start + MIB) == data[start : start + MIB]
         wait_until(lambda: origin.bytes_sent == 2 * MIB, "the rest of the blocks is sent")
         wait_until(lambda: handle.cached().ranges == [(700 * MIB, 702 * MIB)], "two blocks are there")
         # What is read on from there fetches no more than it has to.
-        assert handle.get_range(start + MIB, start + 2 * MIB) == bytes(MIB)
+        assert handle.get_range(start + MIB, start + 2 * MIB) == data[start + MIB : start + 2 * MIB]
         wait_until(lambda: origin.bytes_sent == 3 * MIB, "the rest of the blocks is sent")
-        assert handle.get_range(size - 10, size + 10) == bytes(10)
+        assert handle.get_range(size - 10, size + 10) == data[size - 10 :]
         wait_until(lambda: origin.bytes_sent == 4 * MIB, "the rest of the blocks is sent")
+
+
+def test_a_small_disk_is_read_through_by_more_than_it_holds(origin: FaultServer, tmp_path: Path, size: Size) -> None:
+    """Twice in random order by several: right bytes, use under the watermark, and what is pinned stays."""
+    names = [str(number) for number in range(size.objects)]
+    objects = {name: MadeUp(size.object + 1000 * number, number + 1) for number, name in enumerate(names)}
+    for name, data in objects.items():
+        origin.put(f"/far/{name}", Served(data, f"v{name}"))
+    pinned = MadeUp(size.object)
+    origin.put("/kept/pinned", Served(pinned, "v1"))
+    kept = f'[[bucket]]\nuri = "ht://kept"\nbacking = "{origin.endpoint}/kept"\npin = true\n'
+    given = configured(origin, tmp_path, kept)
+    order = [name for _ in range(2) for name in random.Random(1).sample(names, len(names))]
+    with small_disk(tmp_path / "disk", f"{size.disk >> 20}m") as is_real:
+        room = {} if is_real else {"SHARDMILL_CACHE_CAPACITY": str(size.disk)}
+        data_directory = tmp_path / "disk" / "data"
+        with running_node(*given, data=data_directory, environ=room) as node, Client(node.endpoint) as client:
+            assert client.object("ht://kept/pinned").read() == pinned[:]
+            cache = client.cache()
+            assert cache.high <= size.disk * 9 // 10
+            most = []
+
+            def read(names: list[str]) -> None:
+                for name in names:
+                    assert digest_of(node, f"/o/s3/far/{name}") == (200, hashlib.blake2b(objects[name][:]).hexdigest())
+                    most.append(max(disk_use(data_directory / "cache"), client.cache().used))
+
+            with ThreadPoolExecutor(3) as threads:
+                for future in [threads.submit(read, order[number::3]) for number in range(3)]:
+                    future.result()
+            assert len(most) == 2 * len(names)
+            assert max(most) <= cache.high
+            far = next(bucket for bucket in client.cache().buckets if bucket.bucket == "s3://far")
+            assert far.evicted > len(names) // 2
+            origin.forget()
+            assert client.object("ht://kept/pinned").read() == pinned[:]
+            assert origin.bytes_sent == 0
 
 
 @pytest.mark.parametrize("kind", ["raw", "range", "transformed"])
