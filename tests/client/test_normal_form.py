@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -136,6 +137,33 @@ def test_six_processes_give_one_form_and_a_changed_constant_another(tmp_path: Pa
     assert clients[0].label.startswith(str(tmp_path / "first" / "job.py:"))
     assert all(client.call(3) == RESULT for client in (clients[0], clients[4], clients[5]))
     assert other.call(3) == [*RESULT[:5], 8, 20, *RESULT[7:]]
+
+
+ITEMS = {
+    "Path('a'), Path('b'), Path('c'), Path('d')": 4,
+    "Colour.RED, Colour.GREEN, Colour.BLUE": 3,
+    "one, two, three, max": 4,
+    "A, B, int, ValueError": 4,
+    "(A, 1), ('x', 2), (B, None), ('y', 3.5), (('z', A), one)": 5,
+    "frozenset({A, 'x'}), frozenset({B, 'y', (A, B)}), one": 3,
+    "Point(1), Point(2), Point(3)": 3,
+}
+
+
+@pytest.mark.parametrize("items", ITEMS)
+def test_sets_of_what_has_an_identity_are_the_same_in_every_process(tmp_path: Path, items: str) -> None:
+    """Their order depends on addresses and on the hash seed."""
+    script = (
+        "import dataclasses, enum\nfrom pathlib import Path\nclass A: pass\nclass B: pass\n"
+        "@dataclasses.dataclass(frozen=True)\nclass Point:\n    x: int\n"
+        "class Colour(enum.Enum):\n    RED = 1\n    GREEN = 2\n    BLUE = 3\n"
+        "def one(x): return 1\ndef two(x): return 2\ndef three(x): return 3\n"
+        f"ITEMS = {{{items}}}\ndef augment(sample):\n    return len(ITEMS)\n"
+    )
+    clients = [ship_from(tmp_path, script, seed=seed) for seed in range(4)]
+    assert {client.call(None) for client in clients} == {ITEMS[items]}
+    assert len({client.form for client in clients}) == 1
+    assert len({client.fingerprint for client in clients}) == 1
 
 
 DISTINCT: list[object] = [

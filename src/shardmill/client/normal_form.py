@@ -68,6 +68,10 @@ class Walk:
         """Installed modules reached as attributes of their package."""
         self.codes: dict[CodeType, None] = {}
         """Code of functions that go by value."""
+        self._items: list[tuple[int, str, object]] = []
+        self._heights: dict[int, int] = {}
+        self._height = 0
+        """Of sets in sets, in what is being visited."""
         self._sets: dict[int, str] = {}
         self._kept: list[object] = []
 
@@ -91,8 +95,24 @@ class Walk:
         if known is None:
             self._sets[id(value)] = "cycle"
             self.keep(value)
+            around, self._height = self._height, 0
             known = self._sets[id(value)] = self.form(value, place)
+            self._heights[id(value)] = self._height + 1
+            if not _is_plain(value):
+                self._items.append((self._height + 1, known, value))
+            self._height = around
+        self._height = max(self._height, self._heights.get(id(value), 0))
         return known
+
+    @property
+    def items_of_sets(self) -> list[object]:
+        """What sets hold beside texts and numbers, in an order that is the same in every process: inner ones first."""
+        return [item for *_, item in sorted(self._items, key=lambda found: found[:2])]
+
+
+def _is_plain(value: object) -> bool:
+    """Whether no part of it has an identity."""
+    return type(value) in _SCALARS or (isinstance(value, tuple | frozenset) and all(map(_is_plain, value)))
 
 
 class _Form:

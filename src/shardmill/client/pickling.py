@@ -44,16 +44,28 @@ class _Parcel:
     """The function with what must be in place before it is called."""
 
     def __init__(self, function: object, walk: Walk) -> None:
-        # The modules first: their functions then find them made.
-        modules = list(walk.attributes)
-        self._contents = (modules, walk.imported, sorted(walk.submodules), _lines_of(walk.codes), function)
+        # The modules first: their functions then find them made. So are what sets hold, whose own order depends on
+        # addresses and on the hash seed.
+        items = [_Mention(item) if type(item) in (tuple, frozenset) else item for item in walk.items_of_sets]
+        made = [*walk.attributes, *items]
+        self._contents = (made, walk.imported, sorted(walk.submodules), _lines_of(walk.codes), function)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FunctionType(_unpack.__code__, {}, "_unpack"), self._contents
 
 
+class _Mention:
+    """A call with a tuple, which a node numbers when something is done with it, not when it is made."""
+
+    def __init__(self, item: object) -> None:
+        self._item = item
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return id, (self._item,)
+
+
 def _unpack(
-    _modules: Sequence[Any],
+    _made: Sequence[Any],
     imported: Mapping[str, Any],
     submodules: Sequence[str],
     sources: Mapping[str, Sequence[tuple[int, list[str]]]],
