@@ -43,6 +43,8 @@ class Channel:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock.fileno(), self._readable)
         self._open = True
+        self._is_waiting = False
+        """For the peer to take more."""
         self.is_breached = False
         """The peer sent what no peer sends, and this end closed."""
 
@@ -68,7 +70,7 @@ class Channel:
             return
         self._open = False
         self._loop.remove_reader(self._sock.fileno())
-        self._loop.remove_writer(self._sock.fileno())
+        self._stop_waiting()
         for _, copies in self._out:
             _close_all(copies)
         _close_all(self.descriptors)
@@ -83,17 +85,23 @@ class Channel:
                 sent = socket.send_fds(self._sock, [data], list(copies)) if copies else self._sock.send(data)
             except BlockingIOError:
                 self._loop.add_writer(self._sock.fileno(), self._flush)
+                self._is_waiting = True
                 return
             except OSError:
                 # The reader sees the end of the stream and tells why.
-                self._loop.remove_writer(self._sock.fileno())
+                self._stop_waiting()
                 return
             _close_all(copies)
             if sent < len(data):
                 self._out[0] = (data[sent:], ())
                 continue
             self._out.popleft()
-        self._loop.remove_writer(self._sock.fileno())
+        self._stop_waiting()
+
+    def _stop_waiting(self) -> None:
+        if self._is_waiting:
+            self._is_waiting = False
+            self._loop.remove_writer(self._sock.fileno())
 
     def _readable(self) -> None:
         try:

@@ -69,6 +69,8 @@ class WorkerProcess:
     ) -> None:
         self.version = version
         self.zygote = zygote
+        self.key = worker_key(version, zygote.environment_id)
+        """Which works it can serve."""
         self.layers: dict[str, bool] = {}
         self.is_ready = False
         self.is_gone = False
@@ -99,11 +101,6 @@ class WorkerProcess:
         self._channel: Channel | None = None
         self._arena: SharedArena | None = None
         self._output: PrintedOutput | None = None
-
-    @property
-    def key(self) -> str:
-        """Which works it can serve."""
-        return worker_key(self.version, self.zygote.environment_id)
 
     @property
     def in_flight(self) -> int:
