@@ -14,6 +14,7 @@ from benchmarks import (
     members,
     objects,
     page,
+    plane,
     remote,
     serving,
     sharing,
@@ -26,6 +27,9 @@ from benchmarks.transforms import Setting
 
 SHARDS = {"transforms": 4, "serving": 2, "sharing": 2, "workers": 2, "loading": 4, "ahead": 4, "remote": 2}
 """Section → train shards that it reads."""
+
+NGINX = ("members", "plane", "remote")
+"""Sections that compare with it."""
 
 
 def main() -> None:
@@ -68,6 +72,8 @@ def _measure(name: str, arguments: argparse.Namespace, scratch: Path) -> list[Ro
         return storing.measure(scratch, rounds)
     if name == "members":
         return members.measure(scratch, rounds, arguments.nginx)
+    if name == "plane":
+        return plane.measure(scratch, rounds, arguments.nginx)
     directory = _directory(arguments.shards, scratch)
     shards = _shards(directory, SHARDS[name])
     if name == "remote":
@@ -116,7 +122,7 @@ def _shards(directory: Path, count: int) -> list[Path]:
 def _section(name: str, arguments: argparse.Namespace, rows: list[Row]) -> page.Section:
     told = ["--only", name, *(["--rounds", str(arguments.rounds)] if arguments.rounds != 5 else [])]
     told += ["--shards", "DIR"] if arguments.shards is not None else []
-    told += ["--nginx", "PROGRAM"] if arguments.nginx is not None and name in ("members", "remote") else []
+    told += ["--nginx", "PROGRAM"] if arguments.nginx is not None and name in NGINX else []
     command = f"make bench ARGS='{' '.join([*told, '--write'])}'"
     if arguments.tensorflow is not None and name == "loading":
         command = f"make bench-tensorflow ARGS='{' '.join([*told, '--write'])}'"

@@ -5,19 +5,14 @@ with one worker and its settings for small answers; where there is none, the row
 """
 
 import contextlib
-import grp
 import io
-import os
-import pwd
-import shutil
 import socket
-import subprocess
 import tarfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import nginx as nginxes
 from benchmarks.table import Row, Samples, ratio_of
 from shardmill import Client
 from shardmill.testing.node import running_node
@@ -25,28 +20,6 @@ from shardmill.testing.node import running_node
 MEMBERS = 14_600
 SIZE = 3600  # bytes of a member; with header and padding all are 64 MiB
 REQUESTS = 1000  # a round
-
-_CONF = """user {user} {group};
-worker_processes 1;
-daemon off;
-pid {directory}/nginx.pid;
-error_log {directory}/error.log;
-events {{ worker_connections 64; }}
-http {{
-  access_log off;
-  sendfile on;
-  tcp_nopush off;
-  keepalive_requests 1000000;
-  default_type application/octet-stream;
-  client_body_temp_path {directory}/body;
-  proxy_temp_path {directory}/proxy;
-  fastcgi_temp_path {directory}/fastcgi;
-  uwsgi_temp_path {directory}/uwsgi;
-  scgi_temp_path {directory}/scgi;
-  open_file_cache max=100;
-  server {{ listen 127.0.0.1:{port}; root {root}; }}
-}}
-"""
 
 
 @dataclass(frozen=True)
@@ -90,7 +63,7 @@ def measure(directory: Path, rounds: int, nginx: Path | None = None) -> list[Row
         rounds: Of the table.
         nginx: Its program; default: the one that is installed.
     """
-    program = nginx or shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin")
+    program = nginx or nginxes.installed()
     files = directory / "files"
     files.mkdir(parents=True)
     shard, first, last = files / "shard.tar", "000000.jpg", f"{MEMBERS - 1:06d}.jpg"
@@ -117,7 +90,7 @@ def measure(directory: Path, rounds: int, nginx: Path | None = None) -> list[Row
         ]
         if program is not None:
             header = f"Range: bytes={info.offset_data}-{info.offset_data + SIZE - 1}"
-            beside = stack.enter_context(nginx_over(program, directory, files))
+            beside = stack.enter_context(nginxes.running(program, directory, files)).port
             asked.append(Asked("the last one's bytes as a range from nginx", beside, _request("/shard.tar", header)))
         return _rows(_measure(asked, rounds), has_nginx=program is not None)
 
@@ -169,29 +142,3 @@ def _seconds(reader: Reader, request: bytes) -> float:
 
 def _request(path: str, *headers: str) -> bytes:
     return "\r\n".join([f"GET {path} HTTP/1.1", "Host: localhost", *headers, "", ""]).encode()
-
-
-@contextlib.contextmanager
-def nginx_over(program: str | Path, directory: Path, root: Path) -> Iterator[int]:
-    """nginx with one worker over the files below `root`; its port."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = int(probe.getsockname()[1])
-    configuration = directory / "nginx.conf"
-    # As whoever runs this: nginx would have another user read the scratch directory, who may not.
-    user, group = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(os.getegid()).gr_name
-    configuration.write_text(_CONF.format(user=user, group=group, directory=directory, port=port, root=root))
-    process = subprocess.Popen([program, "-c", configuration, "-e", directory / "error.log"])
-    try:
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-                break
-            except ConnectionRefusedError:
-                if time.monotonic() > deadline or process.poll() is not None:
-                    raise
-                time.sleep(0.01)
-        yield port
-    finally:
-        process.terminate()
-        process.wait()

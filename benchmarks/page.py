@@ -72,6 +72,12 @@ TITLES = {
         "Four objects of 64 MiB by curl, one after the other, while the store, the node and the reader share the same "
         "cores. The node writes all that comes to its disk, and hashes it, before it sends it on.",
     ),
+    "plane": (
+        "Plain reads, beside nginx",
+        "One node and one nginx with one worker, asked in turns by the same reader in C, which shares the cores with "
+        "them. Objects of the pool, drawn from 1000; where the reader is the limit, CPU per request tells more than "
+        "the rate. A *cold* large file is dropped from memory before each round.",
+    ),
     "storing": ("Many small objects", ""),
     "client": (
         "The Python client",

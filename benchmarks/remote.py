@@ -19,7 +19,7 @@ from pathlib import Path
 import obstore
 from obstore.store import S3Store
 
-from benchmarks.members import nginx_over
+from benchmarks import nginx as nginxes
 from benchmarks.processes import cpu_of, spoken
 from benchmarks.serving import first_byte
 from benchmarks.table import Row, Samples, ratio_of, wait_quiet
@@ -115,7 +115,7 @@ def _stores(
     yield _web_store(f"a store limited to {LIMIT // 1_000_000} MB/s", "ht://limited", origin, names, 0.9)
     program = nginx or (emulators.program(programs, "nginx") if programs else None) or shutil.which("nginx")
     if program is not None:
-        port = stack.enter_context(nginx_over(program, directory, files))
+        port = stack.enter_context(nginxes.running(program, directory, files)).port
         yield _web_store("nginx", "ht://web", f"http://127.0.0.1:{port}", names, 0.4)
     if programs is not None:
         moto = stack.enter_context(emulators.moto(programs))

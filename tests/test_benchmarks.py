@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 import tarfile
 import time
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import ahead, client, members, page, serving
+from benchmarks import ahead, client, members, page, plane, serving
 from benchmarks.processes import children_of, cpu_of, private, spoken
 from benchmarks.table import Row, Samples, markdown, ratio_of
 from benchmarks.transforms import HERE, Setting, served
+from shardmill import Client
+from shardmill.testing.node import running_node
 from tests.serving import fonts_are_open
 
 __all__ = ["fonts_are_open"]
@@ -129,6 +132,23 @@ def test_members_are_measured_whether_or_not_there_is_an_nginx(tmp_path: Path, m
     assert "time of the last member, of the first's" in {row.what for row in rows}
     assert all(len(row.samples.values) == 2 and min(row.samples.values) > 0 for row in rows)
     assert "20 members" in rows[0].what
+
+
+def test_plain_reads_are_counted_and_a_wrong_answer_is_none(tmp_path: Path) -> None:
+    asker = plane.Asker(tmp_path)
+    with running_node("--bucket", "ais://bench", data=tmp_path / "data") as node, Client(node.endpoint) as client:
+        for number in range(plane.OBJECTS):
+            if number % 100 == 0:
+                client.object(f"ais://bench/small{number:03d}").put(b"x" * 100)
+        server = plane.Server(int(node.endpoint.rpartition(":")[2]), node.pid, "/o/ais/bench/")
+        kind = plane.Kind("small", "small#00", 4)
+        rate, cpu = asker.ask(server, kind, 0.3)
+        assert rate > 0
+        assert cpu >= 0
+        with pytest.raises(subprocess.CalledProcessError):
+            asker.ask(server, replace(kind, status=206), 0.3)
+        with pytest.raises(subprocess.CalledProcessError):
+            asker.ask(server, replace(kind, name="none###"), 0.3)
 
 
 def test_the_documentation_shows_the_figures_that_are_kept() -> None:
