@@ -5,7 +5,7 @@ from typing import Protocol
 
 from shardmill.core.api import BucketInfo
 from shardmill.core.conditions import Conditions
-from shardmill.core.errors import ObjectNotFound, PreconditionFailed
+from shardmill.core.errors import BucketNotFound, ObjectNotFound, PreconditionFailed
 from shardmill.core.kept import KeepObject, Kept
 from shardmill.core.meta import ListPage, ObjectMeta
 from shardmill.core.refs import Bucket, ObjectRef
@@ -91,6 +91,13 @@ class Objects:
         """An object is being read: what was announced to follow it may come."""
         if self._coming is not None:
             self._coming.reading(principal, ref)
+
+    def keeps(self, bucket: Bucket) -> bool:
+        """Whether objects of a bucket are kept open; False, too, when there is no such bucket."""
+        try:
+            return isinstance(self._buckets.store(bucket), KeepObject)
+        except BucketNotFound:
+            return False
 
     def kept(self, principal: Principal, ref: ObjectRef) -> Kept | None:
         """What is kept open of an object; None: nothing. Raises BucketNotFound."""

@@ -203,7 +203,7 @@ class Listener(web.Server):
         self.finished = asyncio.Event()
         """Set whenever a request is done."""
 
-    def accept(self) -> asyncio.Protocol:
+    def accept(self) -> asyncio.BaseProtocol:
         """What speaks to one more peer."""
         peers = self._peers()
         if len(peers) + len(self._fronts) >= self._settings.max_connections:
@@ -231,14 +231,14 @@ class Listener(web.Server):
 
     def take_back(self, connection: Connection, transport: asyncio.Transport, data: bytes) -> bool:
         """The front goes on with a connection that begins to ask for plain reads; False: it does not."""
-        if self._desk is None or self._desk.gate.next_plan(data, 0) is None:
+        if self._desk is None or self._desk.next_plan(data, 0) is None:
             return False
         connection.leave()
         self._go_on(FrontConnection(self, self._desk), transport, data)
         return True
 
     @staticmethod
-    def _go_on(protocol: asyncio.Protocol, transport: asyncio.Transport, data: bytes) -> None:
+    def _go_on(protocol: Connection | FrontConnection, transport: asyncio.Transport, data: bytes) -> None:
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
         protocol.data_received(data)
@@ -251,6 +251,8 @@ class Listener(web.Server):
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.wait([self._watcher])
+        if self._desk is not None:
+            self._desk.close()
 
     async def wait_idle(self, seconds: float) -> None:
         """Return when no request is in work, or after `seconds`."""

@@ -11,7 +11,7 @@ from http import HTTPStatus
 import msgspec
 from aiohttp import web
 
-from shardmill.core.errors import ShardmillError
+from shardmill.core.errors import ServerError, ShardmillError
 from shardmill.core.kept import Kept
 from shardmill.core.meta import ObjectMeta
 from shardmill.server.body import describe_range, judge_read
@@ -63,7 +63,7 @@ def _head(status: int, answer: web.StreamResponse) -> bytes:
     lines += [f"{name}: {value}" for name, value in answer.headers.items()]
     head = "\r\n".join([*lines, "Shardmill-Request-Id: "])
     if "\0" in head or any("\r" in line or "\n" in line for line in lines):
-        raise ValueError("a header that would be two")
+        raise ServerError("a header that would be two")
     return head.encode()
 
 

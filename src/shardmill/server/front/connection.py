@@ -6,6 +6,7 @@ Answers leave in the order of their requests: while one is not written, whatever
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Coroutine
 from time import monotonic
 from typing import Any, Literal, Protocol
@@ -19,6 +20,7 @@ from shardmill.server.patience import count_untaken
 
 logger = logging.getLogger(__name__)
 
+MIDDLE = 16 << 10  # bytes of a body from which on the size of the send buffer counts
 AT_ONCE = 32  # requests of one peer, sent together, before others have their turn
 
 Ending = Literal["kept", "closed", "handed_over"]
@@ -42,14 +44,17 @@ class Lobby(Protocol):
         ...
 
 
-class FrontConnection(asyncio.Protocol):
-    """One peer."""
+class FrontConnection(asyncio.BufferedProtocol):
+    """One peer. What it sends is received into one buffer for all, which costs less than a new one each time."""
 
     __slots__ = (
+        "_descriptor",
         "_desk",
         "_drained",
         "_is_ended",
         "_is_full",
+        "_is_heard",
+        "_is_limited",
         "_lobby",
         "_pending",
         "_progress",
@@ -64,6 +69,10 @@ class FrontConnection(asyncio.Protocol):
         self._lobby = lobby
         self._desk = desk
         self._transport: asyncio.Transport | None = None
+        self._descriptor = -1
+        """Of the socket, when the desk's ears listen to it; -1: the transport does."""
+        self._is_heard = False
+        """The ears listen."""
         self._pending = b""
         """Came while an answer was in work."""
         self._work: asyncio.Task[Ending] | None = None
@@ -71,6 +80,8 @@ class FrontConnection(asyncio.Protocol):
         self._is_full = False
         """The transport wants nothing more for now."""
         self._drained: asyncio.Future[None] | None = None
+        self._is_limited = False
+        """Its send buffer was looked at."""
         self._is_ended = False
         """The peer sends nothing more."""
         self._written = 0
@@ -94,8 +105,13 @@ class FrontConnection(asyncio.Protocol):
         self._transport = transport
         self.waiting_since = monotonic()
         self._lobby.arrived(self)
+        if not _is_encrypted(transport):
+            self._descriptor = transport.get_extra_info("socket").fileno()
+            transport.pause_reading()
+            self._listen()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_hearing()
         self._transport = None
         if self._work is not None:
             self._work.cancel()
@@ -115,15 +131,63 @@ class FrontConnection(asyncio.Protocol):
     def eof_received(self) -> bool:
         self._is_ended = True
         # TLS has no half of a connection.
-        return self.is_serving and self._transport is not None and not _is_encrypted(self._transport)
+        is_needed = self.is_serving or bool(self._pending)
+        return is_needed and self._transport is not None and not _is_encrypted(self._transport)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._desk.received
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data_received(bytes(self._desk.received[:nbytes]))
 
     def data_received(self, data: bytes) -> None:
+        """Bytes came, or another protocol got them."""
         if self._work is None and not self._is_full and not self._pending:
             self._take(data)
             return
         self._pending += data
-        if self._transport is not None:
+        self._pause()
+
+    def _hear(self) -> None:
+        """There is something to read."""
+        received = self._desk.received
+        try:
+            count = os.readv(self._descriptor, [received])
+        except BlockingIOError:
+            return
+        except OSError:
+            count = 0
+        if count and self._transport is not None and not self._transport.is_closing():
+            self.data_received(bytes(received[:count]))
+        else:
+            # Of an end the transport knows what to do; it finds the same.
+            self._leave_ears()
+
+    def _listen(self) -> None:
+        """Take what comes."""
+        if self._descriptor < 0:
+            if self._transport is not None:
+                self._transport.resume_reading()
+        elif not self._is_heard:
+            self._is_heard = True
+            self._desk.ears.add(self._descriptor, self._hear)
+
+    def _pause(self) -> None:
+        """Take nothing for now."""
+        if self._descriptor < 0 and self._transport is not None:
             self._transport.pause_reading()
+        self._stop_hearing()
+
+    def _stop_hearing(self) -> None:
+        if self._is_heard:
+            self._is_heard = False
+            self._desk.ears.remove(self._descriptor)
+
+    def _leave_ears(self) -> None:
+        """Let the transport read."""
+        self._stop_hearing()
+        self._descriptor = -1
+        self._listen()
 
     # What the lobby asks.
 
@@ -139,6 +203,7 @@ class FrontConnection(asyncio.Protocol):
                 self._progress = (taken, now)
                 return False
             return now - since > settings.send_timeout
+        self._progress = (0, 0.0)
         return now - self.waiting_since > (settings.idle_timeout if self.has_asked else settings.header_timeout)
 
     def abort(self) -> None:
@@ -159,21 +224,20 @@ class FrontConnection(asyncio.Protocol):
 
     def _take(self, data: bytes) -> None:
         """Answer what came, one after the other."""
-        transport, gate = self._transport, self._desk.gate
+        transport, desk = self._transport, self._desk
         start, number = 0, 0
         while start < len(data):
             if transport is None or transport.is_closing():
                 return
             if self._work is not None or self._is_full or number == AT_ONCE:
                 self._pending = data[start:] + self._pending
-                transport.pause_reading()
+                self._pause()
                 if number == AT_ONCE and not self.is_serving:
                     asyncio.get_running_loop().call_soon(self._go_on)
                 return
-            plan = gate.next_plan(data, start)
+            plan = desk.next_plan(data, start)
             if plan is None:
-                self._transport = None
-                self._lobby.hand_over(self, transport, data[start:] if start else data)
+                self._hand_over(data[start:] if start else data)
                 return
             start += len(plan.head)
             number += 1
@@ -192,7 +256,14 @@ class FrontConnection(asyncio.Protocol):
         if self._is_ended:
             transport.close()
         else:
-            transport.resume_reading()
+            self._listen()
+
+    def _hand_over(self, data: bytes) -> None:
+        transport = self._transport
+        if transport is not None:
+            self._leave_ears()
+            self._transport = None
+            self._lobby.hand_over(self, transport, data)
 
     def _answer(self, plan: Plan, transport: asyncio.Transport) -> None:
         """Answer at once, or begin to."""
@@ -234,6 +305,8 @@ class FrontConnection(asyncio.Protocol):
             kept.leave()
             self._begin(self._open(plan, now))
             return
+        if size > MIDDLE and not self._is_limited:
+            self._limit(transport)
         transport.write(data)
         self._written += len(data)
         if type(data) is memoryview and transport.get_write_buffer_size():
@@ -282,11 +355,8 @@ class FrontConnection(asyncio.Protocol):
         return await self._send(plan, ready, began)
 
     def _refuse(self, plan: Plan) -> Ending:
-        transport, data = self._transport, plan.head + self._pending
-        self._transport, self._pending = None, b""
-        if transport is not None:
-            transport.resume_reading()
-            self._lobby.hand_over(self, transport, data)
+        data, self._pending = plan.head + self._pending, b""
+        self._hand_over(data)
         return "handed_over"
 
     async def _send(self, plan: Plan, ready: Ready, began: float) -> Ending:
@@ -359,13 +429,19 @@ class FrontConnection(asyncio.Protocol):
         if _is_encrypted(transport):
             await send_blocks(desk, transport, source, (ready.start, ready.stop), self._room, count)
             return
-        limit_send_buffer(transport, desk.settings.near_send_buffer)
+        if not self._is_limited:
+            self._limit(transport)
         while transport.get_write_buffer_size():
             if transport.is_closing():
                 raise ConnectionResetError("the reader went away")
             await asyncio.sleep(0.005)
         with contextlib.closing(FileBody(desk, transport, source, count)) as body:
             await body.send(ready.start, ready.stop)
+
+    def _limit(self, transport: asyncio.Transport) -> None:
+        self._is_limited = True
+        if not _is_encrypted(transport):
+            limit_send_buffer(transport, self._desk.settings.near_send_buffer)
 
     def _room(self) -> "asyncio.Future[None] | None":
         """What to await before more is written; None: nothing."""

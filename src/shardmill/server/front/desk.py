@@ -1,5 +1,6 @@
 """What the connections of a front share: the gate, what is kept, buffers, counts."""
 
+import asyncio
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from shardmill.node.access import ANONYMOUS
 from shardmill.node.objects import Objects
 from shardmill.node.shards import Shards
 from shardmill.server.front.answers import Clock, RequestIds, ready_answer, ready_error
+from shardmill.server.front.ears import Ears
 from shardmill.server.front.gate import Gate
 from shardmill.server.front.plans import Plan, Ready
 from shardmill.server.front.residency import Residency
@@ -26,6 +28,7 @@ from shardmill.telemetry import logs
 logger = logging.getLogger(__name__)
 
 SMALL = 128 << 10  # bytes of a body that is written at once with its head
+_RECEIVED = 256 << 10  # bytes taken from a socket at once
 _HEADS = 16 << 10  # bytes of the buffer for what stands before a small body
 
 _SAID = (ObjectNotFound, MemberNotFound, PreconditionFailed, RangeNotSatisfiable)
@@ -70,16 +73,30 @@ class Desk:
         self.threads = threads
         self.tally = tally
         self.gate = Gate(rules)
+        self.ears = Ears(asyncio.get_running_loop())
         self.ids = RequestIds()
         self.clock = Clock()
         self.residency = Residency()
         self.is_verbose = logger.isEnabledFor(logging.DEBUG)
         self._shards = shards
+        self.received = memoryview(bytearray(_RECEIVED))
+        """What a connection receives, until it has looked at it."""
         self._buffer = memoryview(bytearray(_HEADS + SMALL))
+
+    def next_plan(self, data: bytes, start: int) -> Plan | None:
+        """The request that begins at `start` of what came; None: it is not the front's, or not all of it is there."""
+        plan = self.gate.next_plan(data, start)
+        if plan is not None and plan.ready is None and not self.objects.keeps(plan.ref.bucket):
+            return None
+        return plan
 
     def check(self, plan: Plan) -> None:
         """Raise AccessDenied unless whoever asks may read there."""
         self.objects.check(ANONYMOUS, "read", plan.ref.bucket)
+
+    def close(self) -> None:
+        """Listen to nobody any more."""
+        self.ears.close()
 
     def close_unused(self) -> None:
         """Close what is kept open and was not asked for since the last call."""
@@ -147,6 +164,8 @@ class Desk:
 
     def renew_buffer(self) -> None:
         """A transport has kept what is in the buffer."""
+        self.received = memoryview(bytearray(_RECEIVED))
+        """What a connection receives, until it has looked at it."""
         self._buffer = memoryview(bytearray(_HEADS + SMALL))
 
     def log(self, plan: Plan, request_id: str, status: str, sent: int, seconds: float, why: str | None = None) -> None:

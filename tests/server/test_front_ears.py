@@ -1,0 +1,62 @@
+"""The set of sockets that wait for requests: who is heard, and who is not any more."""
+
+import asyncio
+import socket
+
+from shardmill.server.front.ears import Ears
+
+
+def test_who_has_something_to_read_is_heard_until_it_is_removed() -> None:
+    async def main() -> None:
+        ears = Ears(asyncio.get_running_loop())
+        heard = asyncio.Queue[str]()
+        (first, one), (second, two) = socket.socketpair(), socket.socketpair()
+
+        def hear(name: str, sock: socket.socket) -> None:
+            sock.recv(100)
+            heard.put_nowait(name)
+
+        with first, one, second, two:
+            ears.add(first.fileno(), lambda: hear("first", first))
+            ears.add(second.fileno(), lambda: hear("second", second))
+            one.send(b"x")
+            assert await heard.get() == "first"
+            ears.remove(first.fileno())
+            one.send(b"x")
+            two.send(b"x")
+            assert await heard.get() == "second"
+            assert heard.empty()
+            # An end is heard, too.
+            two.close()
+            assert await heard.get() == "second"
+            ears.close()
+            ears.close()
+            ears.remove(second.fileno())
+
+    asyncio.run(main())
+
+
+def test_who_is_removed_by_the_one_heard_before_it_is_not_heard() -> None:
+    async def main() -> None:
+        ears = Ears(asyncio.get_running_loop())
+        heard: list[int] = []
+        done = asyncio.Event()
+        pairs = [socket.socketpair() for _ in range(2)]
+
+        def hear(place: int) -> None:
+            heard.append(place)
+            for near, _ in pairs:
+                ears.remove(near.fileno())
+            done.set()
+
+        for place, (near, far) in enumerate(pairs):
+            far.send(b"x")
+            ears.add(near.fileno(), lambda place=place: hear(place))  # type: ignore[misc]
+        await done.wait()
+        ears.close()
+        assert len(heard) == 1
+        for pair in pairs:
+            for sock in pair:
+                sock.close()
+
+    asyncio.run(main())
