@@ -28,6 +28,7 @@ from tests.etl.support import (
     bytes_of,
     members,
     object_request,
+    open_engine,
     register,
     register_request,
     request_for,
@@ -681,3 +682,23 @@ def test_a_run_whose_reader_never_returns_is_given_up(
             assert results.statistics().used == 0
 
     run(story())
+
+
+def test_a_result_is_of_its_arguments_not_of_twelve_digits_of_them(tmp_path: Path) -> None:
+    """Two numbers whose digits are the same; see the registry of versions."""
+    shard = write_shard(tmp_path / "s.tar", [{"txt": b"x"}])
+    code = "def transform(sample, x=0):\n    return sample\n"
+
+    async def main() -> None:
+        async with open_engine(tmp_path / "data") as engine:
+            keys = set()
+            for name, number in (("t", 12127942), ("u", 16124442)):
+                request = msgspec.structs.replace(request_for(code), name=name, args={"x": number})
+                version = await register_request(engine, request)
+                source = FileSource(shard)
+                plan = await engine.plan(version, source.meta, REF, replace(Spec.parse(version.label), seed=1))
+                source.close()
+                keys.add(plan.key)
+            assert len(keys) == 2
+
+    asyncio.run(main())

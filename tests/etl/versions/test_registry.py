@@ -6,8 +6,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from shardmill.core.errors import TransformNotFound
+from shardmill.core.errors import Conflict, TransformNotFound
 from shardmill.core.specs import Spec
+from shardmill.etl.versions.pipelines import build_pipeline
 from shardmill.etl.versions.registry import Version, Versions, build_info, compute_digest
 from tests.etl.support import IDENTITY, request_for
 
@@ -82,3 +83,18 @@ def test_what_is_decoded_is_part_of_a_digest_however_it_is_named() -> None:
         msgspec.structs.replace(request_for(IDENTITY), fields=names) for names in (["a", "b"], ["b", "a", "b"])
     )
     assert compute_digest(one) == compute_digest(other)
+
+
+def test_arguments_made_to_have_the_same_twelve_digits_are_others(tmp_path: Path) -> None:
+    """Such pairs are found in a minute: of neither the workers, the results nor the pipelines are the other's."""
+    one, other = (version_with({"x": number}) for number in (12127942, 16124442))
+    assert one.info.uuid == other.info.uuid
+    assert one.key != other.key
+    pipelines = [build_pipeline("p", [version, version], None).code.form for version in (one, other)]
+    assert pipelines[0] != pipelines[1]
+    registry = Versions(tmp_path)
+    asyncio.run(registry.add(one))
+    with pytest.raises(Conflict, match=rf"{one.info.uuid} is registered with other arguments"):
+        asyncio.run(registry.add(other))
+    assert registry.list() == [one]
+    assert asyncio.run(registry.add(one)) is False

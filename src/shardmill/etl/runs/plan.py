@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from shardmill.core.refs import ObjectRef
 from shardmill.core.specs import SPEC_DIGITS, Spec
 from shardmill.etl.environments.environments import Environment
-from shardmill.etl.versions.registry import FORMAT, Version
+from shardmill.etl.versions.registry import FORMAT, Version, arguments_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,4 +79,7 @@ def result_key(plan: Plan) -> str:
         plan.environment_id,
         plan.executable,
     ]
+    if info.args:
+        # Of them the options have but 12 digits.
+        parts.append(str(arguments_digest(info.args)))
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()

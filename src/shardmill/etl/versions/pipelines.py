@@ -8,7 +8,7 @@ import msgspec
 
 from shardmill.core.api import Code, TransformRequest
 from shardmill.core.errors import BadRequest
-from shardmill.etl.versions.registry import Version, arguments_hash
+from shardmill.etl.versions.registry import Version, arguments_digest
 
 KINDS = ("sample", "bytes")
 """Of parts: what one gives is what the next takes."""
@@ -41,7 +41,7 @@ def build_pipeline(name: str, versions: Sequence[Version], probe: str | None) ->
     parts = [part for version in versions for part in _parts_of(version)]
     if len(parts) > MAX_PARTS:
         raise BadRequest(f"the pipeline has {len(parts)} parts; at most {MAX_PARTS} are allowed")
-    identity = [[part.digest, arguments_hash(part.args)] for part in parts]
+    identity = [[part.digest, arguments_digest(part.args)] for part in parts]
     code = Code(
         "pipeline",
         msgspec.json.encode(parts),

@@ -53,7 +53,8 @@ class Version:
     @property
     def key(self) -> str:
         """What a worker process is bound to: code, its arguments and where it runs."""
-        return f"{self.info.digest}/{self.info.environment}/{arguments_hash(self.info.args) or ''}/{self.allow_pickle}"
+        arguments = arguments_digest(self.info.args) or ""
+        return f"{self.info.digest}/{self.info.environment}/{arguments}/{self.allow_pickle}"
 
     @property
     def label(self) -> str:
@@ -87,10 +88,16 @@ def compute_digest(request: TransformRequest) -> str:
 
 
 def arguments_hash(arguments: dict[str, object] | None) -> str | None:
-    """The `args` of a spec: 12 hex digits over the arguments in canonical JSON; None without arguments."""
+    """The `args` of a spec: the first 12 digits of `arguments_digest`; None without arguments."""
+    digest = arguments_digest(arguments)
+    return None if digest is None else digest[:SPEC_DIGITS]
+
+
+def arguments_digest(arguments: dict[str, object] | None) -> str | None:
+    """64 hex digits over the arguments in canonical JSON; None without arguments."""
     if not arguments:
         return None
-    return hashlib.sha256(msgspec.json.encode(arguments, order="deterministic")).hexdigest()[:SPEC_DIGITS]
+    return hashlib.sha256(msgspec.json.encode(arguments, order="deterministic")).hexdigest()
 
 
 class Versions:
@@ -152,11 +159,14 @@ class Versions:
         """Keep a version and make it the newest of its name; False: it was known.
 
         Raises:
+            Conflict: There is one with other arguments, whose 12 digits are the same.
             InsufficientStorage: The disk is full.
         """
         info = version.info
         key = (info.name, info.digest, arguments_hash(info.args))
         async with self._lock:
+            if key in self._versions and self._versions[key].info.args != info.args:
+                raise Conflict(f"{info.uuid} is registered with other arguments; remove it, or change yours")
             known = self._versions.pop(key, None)
             if known is not None:
                 # The first code stays: equal digests do the same, and running workers have it.
