@@ -232,6 +232,7 @@ class BucketSettings:
         "", "Remote: what all keys of the store start with that are this bucket's; left out of its own."
     )
     writable: bool | None = _setting(None, "Whether it can be written to; default: not to remote stores nor `dir:`.")
+    durability: Literal["", "power", "kill"] = _setting("", "What its objects survive; default: that of `[storage]`.")
     endpoint: str = _setting("", "Remote: URL of the service, for stores other than the provider's own.")
     region: str = _setting("", "S3: region; default: that of the profile or environment, else `us-east-1`.")
     anonymous: bool = _setting(False, "Remote: sign nothing, for public buckets.")

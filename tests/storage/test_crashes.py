@@ -275,7 +275,7 @@ STEP = """
 import asyncio, os, sys
 from pathlib import Path
 from shardmill.core.refs import Bucket
-from shardmill.storage import buckets, index, journal, pool
+from shardmill.storage import buckets, index, journal, log, pool, pool_upload
 from shardmill.testing.stores import NOTHING, put
 
 change, step, data = sys.argv[1], sys.argv[2], Path(sys.argv[3])
@@ -285,15 +285,22 @@ def end(*_, **__):
 
 STEPS = {
     "noted": (pool.PoolStore, "_commit"),
-    "written": (pool.PoolUpload, "replace"),
-    "kept": (pool.os, "rename"),
+    "written": (pool_upload.PoolUpload, "replace"),
+    "kept": (pool_upload.os, "rename"),
     "renamed": (pool, "sync_directory"),
     "durable": (index.Index, "put"),
     "queued": (index.Index, "_commit"),
     "unlinking": (pool.PoolStore, "_unlink"),
     "unlinked": (index.Index, "remove"),
     "indexed": (journal.Journal, "done"),
+    "small judged": (pool.PoolStore, "write"),
+    "small written": (log.LogFile, "append"),
+    "small logged": (pool_upload.PoolUpload, "replace"),
+    "small kept": (pool_upload.os, "rename"),
+    "small renamed": (index.Index, "put_now"),
+    "small indexed": (pool_upload.PoolUpload, "close"),
 }
+SIZE = 2000 if step.startswith("small") else 40_000
 
 async def main():
     definition = buckets.BucketDefinition(Bucket.of("ais", "pool"), None, writable=True)
@@ -303,18 +310,19 @@ async def main():
         if change != "new":
             await put(store, "key", b"old" * 1000)
         # The folder of the key is durable by now, so that only the change itself passes the steps.
-        store._made.update(store._path(key).parent for key in ("key", "other"))
-        store._path("key").parent.mkdir(exist_ok=True)
+        store._made.update(store.path(key).parent for key in ("key", "other"))
+        store.path("key").parent.mkdir(exist_ok=True)
         owner, name = STEPS[step]
         setattr(owner, name, end)
         if change == "delete":
             await store.delete("key", conditions=NOTHING)
         else:
-            await put(store, "key", b"new" * 2000)
+            await put(store, "key", b"new" * SIZE)
 
 asyncio.run(main())
 """
 PUT_STEPS = ("noted", "written", "kept", "renamed", "durable", "queued", "indexed")
+SMALL_STEPS = ("judged", "written", "logged", "kept", "renamed", "indexed")
 DELETE_STEPS = ("unlinking", "unlinked", "queued", "indexed")
 
 
@@ -323,16 +331,20 @@ DELETE_STEPS = ("unlinking", "unlinked", "queued", "indexed")
     [
         *[("new", step) for step in PUT_STEPS],
         *[("replace", step) for step in PUT_STEPS],
+        *[("new", f"small {step}") for step in SMALL_STEPS],
+        *[("replace", f"small {step}") for step in SMALL_STEPS],
         *[("delete", step) for step in DELETE_STEPS],
     ],
 )
 def test_a_change_is_made_or_not_wherever_the_process_ends(tmp_path: Path, change: str, step: str) -> None:
     ended = subprocess.run([sys.executable, "-c", STEP, change, step, str(tmp_path)], timeout=100)
     assert ended.returncode == 7
-    is_made = step not in ("noted", "written", "kept", "unlinking")
+    # A small one is made once it is logged: the next start gives it its file.
+    is_made = step not in ("noted", "written", "kept", "unlinking", "small judged", "small written")
+    body = b"new" * (2000 if step.startswith("small") else 40_000)
     old, new = {
-        "new": (None, b"new" * 2000),
-        "replace": (b"old" * 1000, b"new" * 2000),
+        "new": (None, body),
+        "replace": (b"old" * 1000, body),
         "delete": (b"old" * 1000, None),
     }[change]
     expected = new if is_made else old

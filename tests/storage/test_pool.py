@@ -132,7 +132,7 @@ def test_a_file_that_cannot_be_read_is_a_failure_and_no_absence(tmp_path: Path) 
             path.chmod(0)
             with common_threads() as threads:
                 store._threads = threads
-                for call in (store.open("key"), store.head("key"), put(store, "key", b"y")):
+                for call in (store.open("key"), store.head("key"), put(store, "key", b"y" * 100_000)):
                     with pytest.raises(ServerError, match="the disk failed: Permission denied") as failed:
                         await call
                     assert str(tmp_path) not in str(failed.value)
@@ -277,7 +277,7 @@ async def check_listing(store: PoolStore) -> None:
 
 
 def test_the_steps_of_a_put_are_in_the_durable_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bytes on disk before the name, the name before the answer; a store that promises less skips both."""
+    """Bytes on disk or in the log before the name, a name that is not logged before the answer; or neither."""
     steps: list[str] = []
 
     def spy(name: str) -> None:
@@ -285,7 +285,11 @@ def test_the_steps_of_a_put_are_in_the_durable_order(tmp_path: Path, monkeypatch
 
         def call(first: object, *rest: object, **options: object) -> object:
             path = os.readlink(f"/proc/self/fd/{first}") if isinstance(first, int) else str(rest[0])
-            if "/pool/" in path:
+            if "/log/" in path:
+                steps.append(f"{name} log")
+            elif "/journal/" in path and name != "pwrite":
+                steps.append(f"{name} notes")
+            elif "/pool/" in path:
                 steps.append(f"{name} {'folder' if os.path.isdir(path) else 'file'}")
             return real(first, *rest, **options)
 
@@ -294,16 +298,28 @@ def test_the_steps_of_a_put_are_in_the_durable_order(tmp_path: Path, monkeypatch
     async def story() -> None:
         async with open_pool(tmp_path / "power") as store:
             await put(store, "key", b"first")
-            for name in ("write", "fdatasync", "fsync", "rename"):
+            for name in ("write", "pwritev", "fdatasync", "fsync", "rename"):
                 spy(name)
+            logged = ["pwritev log", "fdatasync log"]
             await put(store, "key", b"x" * 100)
-            assert steps == ["write file", "fdatasync file", "rename file", "fsync folder"]
+            assert steps == ["write file", *logged, "rename file"]
+            steps.clear()
+            # What is logged is made durable first, and then forgotten: the log must not bring it back.
+            settled = ["fsync file", "fsync folder", *logged]
+            await put(store, "key", b"x" * 100_000)
+            large = ["write file", "write file", "fdatasync file", "fdatasync notes", "rename file", "fsync folder"]
+            assert steps == [large[0], *settled, *large[1:]]
             steps.clear()
             await put(store, "key", b"x" * 100_000)
-            assert steps == ["write file", "write file", "fdatasync file", "rename file", "fsync folder"]
+            assert steps == large
             steps.clear()
             await store.delete("key", conditions=NOTHING)
-            assert steps == ["fsync folder"]
+            assert steps == ["fdatasync notes", "fsync folder"]
+            steps.clear()
+            await put(store, "key", b"x" * 100)
+            steps.clear()
+            await store.delete("key", conditions=NOTHING)
+            assert steps == [*settled, "fdatasync notes", "fsync folder"]
         async with open_pool(tmp_path / "kill", durability="kill") as store:
             await put(store, "key", b"first")
             steps.clear()

@@ -52,7 +52,7 @@ class Node:
                 path=settings.directory,
                 writable=settings.is_writable,
                 links=config.storage.links,
-                durability=config.storage.durability,
+                durability=settings.durability or config.storage.durability,
                 remote=_remote(settings, config) if settings.is_remote else None,
             )
             for settings in config.buckets

@@ -4,7 +4,9 @@ DATA/lock           held while a node runs, with its pid
 DATA/buckets.json   pool buckets: URI → identity; the commit point of creating and removing one
 DATA/pool/ID/       one pool bucket: tmp/ for uploads, XX/… for objects
 DATA/index/         keys in order (LMDB); may be deleted while no node runs
+DATA/index-kill/    the same of buckets that promise less
 DATA/journal/       notes of changes on their way to the index
+DATA/log/           small objects that the disk may not have the files of yet
 DATA/members/       where the members of shards lie (`storage/members.py`); may be deleted while no node runs
 DATA/cache/ID/      of one remote bucket: XX/… for what is there whole, part/ for what has holes
 DATA/transforms/, DATA/packages/, DATA/scratch/   belong to the transform engine
@@ -18,10 +20,11 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import TypeVar
@@ -38,10 +41,12 @@ from shardmill.storage.cache.disk import CacheDisk
 from shardmill.storage.cache.policy import CachePolicy
 from shardmill.storage.cache.store import CachedBucket
 from shardmill.storage.directory import DirectoryStore, Links
-from shardmill.storage.files import disk_errors, replace_durably, sync_directory
-from shardmill.storage.index import Index
+from shardmill.storage.files import disk_errors, replace_durably, sync_directory, sync_file_system
+from shardmill.storage.groups import Groups
+from shardmill.storage.index import Index, forget_complete
 from shardmill.storage.journal import Journal
 from shardmill.storage.kept import Shelf, most_kept
+from shardmill.storage.log import LogFile, size_on, survivors
 from shardmill.storage.pool import Durability, PoolStore
 from shardmill.storage.steps import finish
 
@@ -49,6 +54,8 @@ logger = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
 
+_INDEXES: Mapping[Durability, str] = {"power": "index", "kill": "index-kill"}
+_PROMISE = "promise"  # file in a bucket's directory: what its objects survive
 _MOUNTS = Path("/proc/self/mounts")
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 _IDENTITY = re.compile(r"[0-9a-f]{16}")
@@ -123,7 +130,8 @@ class Buckets:
         self._cached: dict[Bucket, CachedBucket] = {}
         self.cache_disk: CacheDisk | None = None
         """None: there are no remote buckets."""
-        self._index: Index | None = None
+        self._indexes: dict[Durability, Index] = {}
+        self._groups: Groups | None = None
         self._changing = asyncio.Lock()
 
     @classmethod
@@ -162,23 +170,42 @@ class Buckets:
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[None]:
         is_new = await self._in_thread(self._load)
-        index = self._index = await Index.open(
-            self._data / "index",
-            self._threads,
-            is_new=is_new,
-            notes=self._journal.read_notes(),
-            look=self._look,
-            scan=self._scan,
-        )
-        try:
-            self._journal.forget_old()
+        async with self._opened_pools(is_new):
             await self._sweep()
             async with AsyncExitStack() as remotes:
                 await self._open_remotes(remotes)
+                try:
+                    yield
+                finally:
+                    self._shelf.clear()
+
+    @asynccontextmanager
+    async def _opened_pools(self, is_new: bool) -> AsyncIterator[None]:
+        """First the files of what was logged, then the indexes by what they say, then a log without it."""
+        files = await self._in_thread(self._open_log)
+        logged = await self._in_thread(self._restore_logged, files)
+        notes = [*await self._in_thread(lambda: list(self._journal.read_notes())), *logged]
+        try:
+            for durability in self._durabilities():
+                self._indexes[durability] = await Index.open(
+                    self._data / _INDEXES[durability],
+                    self._threads,
+                    is_new=is_new,
+                    notes=[note for note in notes if self._has(durability, note[0])],
+                    look=self._look,
+                    scan=partial(self._scan, durability),
+                    is_durable=durability == "power",
+                )
+            self._journal.forget_old()
+            await self._in_thread(_clear_log, files)
+            groups = self._groups = Groups(self._data, files)
+            try:
                 yield
+            finally:
+                await groups.close()
         finally:
-            self._shelf.clear()
-            await index.close()
+            for index in self._indexes.values():
+                await index.close()
 
     async def _open_remotes(self, stack: AsyncExitStack) -> None:
         """Open origins and their caches; what is cached of buckets that are not configured now goes first."""
@@ -298,7 +325,7 @@ class Buckets:
             if bucket in self._definitions:
                 raise Conflict(f"bucket {bucket} is configured; it goes when the node is started without it")
             store = self._pools[bucket]
-            index = self._opened_index()
+            index = self._opened_index(self._durability_of(bucket))
             # An object that is being stored meanwhile is either in the index or told that there is no bucket.
             async with store.quiet():
                 if not force and not await index.is_empty(store.identity):
@@ -321,7 +348,8 @@ class Buckets:
                 shutil.rmtree(path, ignore_errors=True)
 
         await self._in_thread(clear)
-        await self._opened_index().forget_store(identity)
+        for index in self._indexes.values():
+            await index.forget_store(identity)
         await self._in_thread(lambda: shutil.rmtree(directory, ignore_errors=True))
 
     async def _sweep(self) -> None:
@@ -356,27 +384,87 @@ class Buckets:
                 store = self._build(bucket, secrets.token_hex(8))
                 self._add(store)
                 self._pools[bucket] = store
+        self._keep_promises()
         for bucket, directory in self._directories.items():
             if self._definitions[bucket].writable:
                 directory.sweep()
         return not known
 
+    def _keep_promises(self) -> None:
+        """Note what each bucket promises; where that is another than before, its objects are not in the right index."""
+        with disk_errors("the list of buckets"):
+            changed = False
+            for store in self._pools.values():
+                promise = self._durability_of(store.bucket)
+                path = store.directory / _PROMISE
+                told = path.read_text() if path.exists() else None
+                if told == promise:
+                    continue
+                if told is not None and not changed:
+                    changed = True
+                    _sync_around(self._data)
+                    for name in _INDEXES.values():
+                        forget_complete(self._data / name)
+                replace_durably(path, promise.encode())
+
     def _build(self, bucket: Bucket, identity: str) -> PoolStore:
-        definition = self._definitions.get(bucket)
+        durability = self._durability_of(bucket)
         return PoolStore(
             bucket,
             self._data / "pool" / identity,
             identity,
-            index=self._opened_index,
+            index=partial(self._opened_index, durability),
+            groups=self._opened_groups,
             journal=self._journal,
             threads=self._threads,
-            durability=definition.durability if definition else self._durability,
+            durability=durability,
             shelf=self._shelf,
         )
 
-    def _opened_index(self) -> Index:
-        assert self._index is not None
-        return self._index
+    def _opened_index(self, durability: Durability) -> Index:
+        return self._indexes[durability]
+
+    def _opened_groups(self) -> Groups:
+        assert self._groups is not None
+        return self._groups
+
+    def _durability_of(self, bucket: Bucket) -> Durability:
+        definition = self._definitions.get(bucket)
+        return definition.durability if definition else self._durability
+
+    def _durabilities(self) -> Sequence[Durability]:
+        """Of the buckets that there are and that may be created."""
+        return sorted({self._durability, *(self._durability_of(bucket) for bucket in self._pools)})
+
+    def _has(self, durability: Durability, identity: str) -> bool:
+        store = self._store_of(identity)
+        return store is not None and self._durability_of(store.bucket) == durability
+
+    def _store_of(self, identity: str) -> PoolStore | None:
+        return next((store for store in self._pools.values() if store.identity == identity), None)
+
+    def _open_log(self) -> Sequence[LogFile]:
+        directory = self._data / "log"
+        with disk_errors("the log"):
+            directory.mkdir(exist_ok=True)
+            size = size_on(directory)
+            files = [LogFile(directory / name, size) for name in ("a", "b")]
+            sync_directory(directory)
+            sync_directory(self._data)
+        return files
+
+    def _restore_logged(self, files: Sequence[LogFile]) -> Sequence[tuple[str, str]]:
+        """Give objects of the log the files that a power cut may have taken; their store ids and keys."""
+        keys = []
+        for (identity, key), content in survivors(files):
+            store = self._store_of(identity)
+            if store is not None:
+                store.restore(key, content)
+                keys.append((identity, key))
+        if keys:
+            with disk_errors("the log"):
+                _sync_around(self._data)
+        return keys
 
     def _add(self, store: PoolStore) -> None:
         with disk_errors(f"bucket {store.bucket}"):
@@ -390,16 +478,33 @@ class Buckets:
             replace_durably(self._data / "buckets.json", msgspec.json.encode(table))
 
     def _look(self, identity: str, key: str) -> ObjectMeta | None:
-        store = next((store for store in self._pools.values() if store.identity == identity), None)
+        store = self._store_of(identity)
         return store.look(key) if store is not None else None
 
-    def _scan(self) -> Iterator[tuple[str, ObjectMeta]]:
+    def _scan(self, durability: Durability) -> Iterator[tuple[str, ObjectMeta]]:
         for store in list(self._pools.values()):
-            for meta in store.scan():
-                yield store.identity, meta
+            if self._durability_of(store.bucket) == durability:
+                for meta in store.scan():
+                    yield store.identity, meta
 
     async def _in_thread(self, call: Callable[..., Value], *arguments: object) -> Value:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
+
+
+def _clear_log(files: Sequence[LogFile]) -> None:
+    turn = max(file.turn for file in files)
+    for file in files:
+        turn += 1
+        file.clear(turn)
+
+
+def _sync_around(path: Path) -> None:
+    """Everything on the file system of a directory."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        sync_file_system(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

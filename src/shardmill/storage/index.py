@@ -1,8 +1,9 @@
 """Keys of all pool buckets in order, for listings; the truth of an object stays in its own file.
 
-Commits are not synced: they survive a kill. After a power cut, or when it is lost or damaged, the index is thrown away
-and built again from the objects' trailers, in the background, while GETs already work and listings say when to ask
-again. It is marked as complete only once it is.
+A durable index is as durable as its buckets: each commit is flushed, and after a power cut it is completed from the log
+and the notes. Commits of another one are not: they survive a kill, and after a power cut it is thrown away. An index
+that is lost or damaged is built again from the objects' trailers, in the background, while GETs already work and
+listings say when to ask again. It is marked as complete only once it is.
 """
 
 import asyncio
@@ -29,7 +30,7 @@ from shardmill.storage.paging import list_page
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 MAP_SIZES = (1 << 38, 1 << 34, 1 << 31)  # bytes of address space, the first that the system grants
 MAX_READERS = 1024  # pages being read at once
 RETRY_SECONDS = 2
@@ -85,8 +86,11 @@ Look = Callable[[str, str], ObjectMeta | None]
 class Index:
     """Use `Index.open`; `close` when no change is on its way."""
 
-    def __init__(self, directory: Path, threads: ThreadPoolExecutor, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, directory: Path, threads: ThreadPoolExecutor, loop: asyncio.AbstractEventLoop, is_durable: bool
+    ) -> None:
         self._directory = directory
+        self._is_durable = is_durable
         self._threads = threads
         self._loop = loop
         self._changes: queue.SimpleQueue[tuple[Change, asyncio.Future[None]] | None] = queue.SimpleQueue()
@@ -96,9 +100,10 @@ class Index:
         """Names and stores removed while it is being built, which the scan must not bring back."""
         self._owed: list[Change] = []
         """Removals that a full disk kept out of the index."""
+        self._committing = threading.Lock()
         self._is_damaged = False
         self._stopping = threading.Event()
-        self._env = _open_environment(directory)
+        self._env = _open_environment(directory, is_durable)
         self._writer = threading.Thread(target=self._write_changes, name="index-writer", daemon=True)
         self._rebuilder: threading.Thread | None = None
 
@@ -112,6 +117,7 @@ class Index:
         notes: Iterable[tuple[str, str]],
         look: Look,
         scan: Scan,
+        is_durable: bool = True,
     ) -> "Index":
         """Open it and complete it by the notes of changes that were on their way; or begin to build it anew.
 
@@ -122,9 +128,12 @@ class Index:
             notes: Changes that an earlier process began.
             look: Tells how they ended.
             scan: Tells all objects.
+            is_durable: Its commits survive a power cut.
         """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(threads, cls._open, directory, threads, loop, is_new, notes, look, scan)
+        return await loop.run_in_executor(
+            threads, cls._open, directory, threads, loop, is_new, notes, look, scan, is_durable
+        )
 
     @classmethod
     def _open(
@@ -136,21 +145,22 @@ class Index:
         notes: Iterable[tuple[str, str]],
         look: Look,
         scan: Scan,
+        is_durable: bool,
     ) -> "Index":
         usable = _is_usable(directory)
         if not usable:
             _clear(directory)
         try:
-            index = cls(directory, threads, loop)
+            index = cls(directory, threads, loop, is_durable)
         except lmdb.Error as error:
             logger.warning("the index cannot be opened and is built anew: %s", error)
             _clear(directory)
             try:
-                index, usable = cls(directory, threads, loop), False
+                index, usable = cls(directory, threads, loop, is_durable), False
             except lmdb.Error as reason:
                 raise ServerError(f"the index cannot be opened: {reason}") from None
         if usable or is_new:
-            _mark_unfinished(directory)
+            index._mark_complete()
             index._replay(notes, look)
             index.is_complete = True
         else:
@@ -171,6 +181,12 @@ class Index:
             InsufficientStorage, ServerError: It is not in the index.
         """
         await self._change((_name(store, meta.key), msgspec.msgpack.encode(Entry.of(meta))))
+
+    def put_now(self, objects: Sequence[tuple[str, ObjectMeta]]) -> ShardmillError | None:
+        """As `put`, of many and in this thread; what went wrong."""
+        return self._commit_with_owed(
+            [(_name(store, meta.key), msgspec.msgpack.encode(Entry.of(meta))) for store, meta in objects]
+        )
 
     async def remove(self, store: str, key: str) -> None:
         """The object is gone.
@@ -244,17 +260,22 @@ class Index:
                 except queue.Empty:
                     break
             work = [item for item in batch if item is not None]
-            error = self._commit([*self._owed, *(change for change, _ in work)])
-            if error is None:
-                self._owed.clear()
-            else:
-                self._owed += [change for change, _ in work if change[1] is None]
+            error = self._commit_with_owed([change for change, _ in work])
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 self._loop.call_soon_threadsafe(_settle, [future for _, future in work], error)
             if len(work) < len(batch):
                 return
 
-    def _commit(self, changes: Sequence[Change]) -> Exception | None:
+    def _commit_with_owed(self, changes: Sequence[Change]) -> ShardmillError | None:
+        with self._committing:
+            error = self._commit([*self._owed, *changes])
+            if error is None:
+                self._owed.clear()
+            else:
+                self._owed += [change for change in changes if change[1] is None]
+        return error
+
+    def _commit(self, changes: Sequence[Change]) -> ShardmillError | None:
         try:
             with self._env.begin(write=True) as transaction:
                 for name, value in changes:
@@ -277,7 +298,7 @@ class Index:
 
     def _damaged(self, error: lmdb.Error) -> ServerError:
         logger.error("the index is damaged; the next start builds it anew: %s", error)
-        (self._directory / _STATE).unlink(missing_ok=True)
+        forget_complete(self._directory)
         self._is_damaged = True
         return ServerError("the index is damaged; it is built anew when the node is started again")
 
@@ -347,6 +368,15 @@ class Index:
             if failure is not None:
                 raise failure
 
+    def _mark_complete(self) -> None:
+        """It is complete: as long as this boot lasts, or for good."""
+        try:
+            _mark(self._directory, self._is_durable)
+        except OSError as error:
+            # A full disk must not keep a node from reading and removing; after a kill the index is built anew.
+            logger.warning("the index cannot be marked: %s", error.strerror)
+            forget_complete(self._directory)
+
     def _rebuild(self, scan: Scan) -> None:
         """Add what the files say, unless the index knows better by now."""
         count = 0
@@ -361,7 +391,7 @@ class Index:
                 self._add_missing(batch)
                 batch = []
         self._add_missing(batch)
-        _mark_unfinished(self._directory)
+        self._mark_complete()
         self.is_complete = True
         self._removed = set()
         logger.info("the index is complete again: %d objects", count)
@@ -392,12 +422,12 @@ def _settle(futures: list["asyncio.Future[None]"], error: Exception | None) -> N
             future.set_exception(error)
 
 
-def _open_environment(directory: Path) -> lmdb.Environment:
+def _open_environment(directory: Path, is_durable: bool) -> lmdb.Environment:
     path = str(directory / "db")
     _reserve_readers(directory / "db")
     for size in MAP_SIZES:
         with contextlib.suppress(lmdb.MemoryError):
-            environment = lmdb.open(path, map_size=size, sync=False, metasync=False, max_readers=MAX_READERS)
+            environment = lmdb.open(path, map_size=size, sync=is_durable, metasync=is_durable, max_readers=MAX_READERS)
             break
     else:
         raise lmdb.MemoryError("the system grants too little address space")
@@ -431,14 +461,9 @@ def _mark(directory: Path, clean: bool) -> None:
     replace_durably(directory / _STATE, _state(clean))
 
 
-def _mark_unfinished(directory: Path) -> None:
-    """It is complete as long as this boot lasts."""
-    try:
-        _mark(directory, False)
-    except OSError as error:
-        # A full disk must not keep a node from reading and removing; after a kill the index is built anew.
-        logger.warning("the index cannot be marked: %s", error.strerror)
-        (directory / _STATE).unlink(missing_ok=True)
+def forget_complete(directory: Path) -> None:
+    """The next opening builds it anew; blocking."""
+    (directory / _STATE).unlink(missing_ok=True)
 
 
 def _clear(directory: Path) -> None:
@@ -447,7 +472,7 @@ def _clear(directory: Path) -> None:
 
 
 def _is_usable(directory: Path) -> bool:
-    """Whether it is complete and its last commits can be trusted: closed in order, or killed since this boot."""
+    """Whether it is complete and its last commits can be trusted: durable, closed in order, or of this boot."""
     try:
         state = (directory / _STATE).read_bytes()
     except OSError:

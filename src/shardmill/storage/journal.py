@@ -1,8 +1,9 @@
 """What is about to change, noted before it changes: after a kill the index is completed from these, not by a scan.
 
-A note is one write, which survives the process. Two files take turns, their space taken at the start, so that objects
-can be removed from a full disk; a file is used again once all of its changes are in the index. A record is two lengths,
-a checksum, the store's id and the key; nothing behind the first one that is not whole counts.
+A note is one write, which survives the process; flushed, it survives a power cut too. Two files take turns, their space
+taken at the start, so that objects can be removed from a full disk; a file is used again once all of its changes are in
+the index. A record is two lengths, a checksum, the store's id and the key; nothing behind the first one that is not
+whole counts.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ from pathlib import Path
 import xxhash
 
 from shardmill.core.errors import InsufficientStorage
-from shardmill.storage.files import disk_errors, reserve
+from shardmill.storage.files import disk_errors, reserve, sync_directory
 
 ROTATE = 1 << 20  # bytes
 
@@ -43,6 +44,11 @@ class Generation:
                 # A record cut by a full disk fails its checksum, and the next one takes its place.
                 raise InsufficientStorage("the journal: the disk is full; nothing was changed")
         self.size += len(record)
+
+    def sync(self) -> None:
+        """Make what is noted durable; blocking."""
+        with disk_errors("the journal"):
+            os.fdatasync(self.descriptor)
 
     def close(self) -> None:
         """Its notes stay where a change is not in the index."""
@@ -109,7 +115,10 @@ class Journal:
         self._current.size = 0
 
     def _new(self) -> Generation:
-        return Generation(self._directory / f"{next(self._numbers)}.notes")
+        generation = Generation(self._directory / f"{next(self._numbers)}.notes")
+        with contextlib.suppress(InsufficientStorage), disk_errors("the journal"):
+            sync_directory(self._directory)
+        return generation
 
 
 def _records(data: bytes) -> Iterator[tuple[str, str]]:

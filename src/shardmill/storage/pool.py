@@ -1,8 +1,9 @@
 """A bucket on our own disk: one file an object, its trailer behind its bytes.
 
 A PUT is committed at one point, `_commit`: temporary file, bytes and trailer, fdatasync, rename, fsync of the
-directory, index. What is acknowledged survives a kill, and a power cut too unless the store promises less; what is not
-leaves the old object as it was, which is kept by a second name until the index has the new one.
+directory, index. A small one goes through the log instead (`groups`), which is flushed once for many of them. What is
+acknowledged survives a kill, and a power cut too unless the store promises less; what is not leaves the old object as
+it was, which is kept by a second name until the index has the new one.
 """
 
 import asyncio
@@ -31,14 +32,17 @@ from shardmill.core.errors import (
 from shardmill.core.kept import Kept
 from shardmill.core.meta import ListPage, ObjectMeta
 from shardmill.core.refs import Bucket
-from shardmill.storage.files import disk_errors, reserve, sync_directory, write_all
+from shardmill.storage.files import disk_errors, sync_directory
+from shardmill.storage.groups import Groups
 from shardmill.storage.index import Index
-from shardmill.storage.journal import Journal
+from shardmill.storage.journal import Generation, Journal
 from shardmill.storage.kept import KeptKeys, Shelf
 from shardmill.storage.locks import KeyLocks
+from shardmill.storage.log import rewrite
+from shardmill.storage.pool_upload import PoolUpload
 from shardmill.storage.scan import scan
 from shardmill.storage.steps import finish, opened
-from shardmill.storage.trailer import BLOCK, Hasher, Trailer, pack, read_trailer
+from shardmill.storage.trailer import BLOCK, Trailer, pack, read_trailer
 from shardmill.storage.uploads import receive
 
 Durability = Literal["power", "kill"]
@@ -144,6 +148,7 @@ class PoolStore:
         identity: str,
         *,
         index: Callable[[], Index],
+        groups: Callable[[], Groups],
         journal: Journal,
         threads: ThreadPoolExecutor,
         durability: Durability,
@@ -153,9 +158,10 @@ class PoolStore:
         self.identity = identity
         self.directory = directory
         self._index = index
+        self._groups = groups
         self._journal = journal
         self._threads = threads
-        self._is_durable = durability == "power"
+        self.is_durable = durability == "power"
         self._locks = KeyLocks()
         self._verified = VerifiedBlocks()
         self._kept = KeptKeys(shelf)
@@ -235,21 +241,51 @@ class PoolStore:
         """Metadata of every object, from the files; blocking. Torn ones are left out."""
         return scan(self.directory, hidden=_TEMPORARY)
 
-    async def _replace(self, upload: "PoolUpload", key: str, user: dict[str, str], conditions: Conditions) -> Stored:
+    def restore(self, key: str, content: bytes) -> None:
+        """Make an object's file what was logged of it; blocking, and not durable by itself."""
+        with disk_errors(f"{self.bucket}/{key}"):
+            rewrite(self.path(key), self.directory / _TEMPORARY / secrets.token_hex(8), content)
+
+    async def _replace(self, upload: PoolUpload, key: str, user: dict[str, str], conditions: Conditions) -> Stored:
         async with self._locks.hold(key):
             self._check_there()
+            if upload.is_held and self.is_durable:
+                # The log tells what was on its way, so it needs no note.
+                with self._kept.changing(key):
+                    return await self._commit_small(upload, key, user, conditions)
+            await self._settle(key)
             note = self._journal.note(self.identity, key)
-            with self._kept.changing(key):
-                try:
-                    stored = await self._in_thread(self._commit, upload, key, user, conditions)
-                    await self._index().put(self.identity, stored.meta)
-                except ShardmillError:
-                    if upload.has_replaced:
-                        await self._in_thread(self._restore, upload, key)
-                    self._journal.done(note)
-                    raise
-            self._journal.done(note)
-            return stored
+            try:
+                with self._kept.changing(key):
+                    if upload.is_held:
+                        return await self._commit_small(upload, key, user, conditions)
+                    return await self._commit_large(upload, key, user, conditions, note)
+            finally:
+                self._journal.done(note)
+
+    async def _commit_small(self, upload: PoolUpload, key: str, user: dict[str, str], conditions: Conditions) -> Stored:
+        write = _SmallWrite(self, upload, key, user, conditions, self._index())
+        await self._groups().commit(write)
+        assert write.stored is not None
+        return write.stored
+
+    async def _commit_large(
+        self, upload: PoolUpload, key: str, user: dict[str, str], conditions: Conditions, note: Generation
+    ) -> Stored:
+        try:
+            stored = await self._in_thread(self._commit, upload, key, user, conditions, note)
+            await self._index().put(self.identity, stored.meta)
+        except ShardmillError:
+            if upload.has_replaced:
+                await self._in_thread(self._restore, upload, key)
+            raise
+        return stored
+
+    async def _settle(self, key: str) -> None:
+        """What the log has of a key must not be taken for newer than what is about to be written without it."""
+        groups = self._groups()
+        if groups.has(self.identity, key):
+            await groups.settle(self.identity, key, self.path(key))
 
     async def _remove(self, key: str, conditions: Conditions) -> None:
         async with self._locks.hold(key):
@@ -257,18 +293,19 @@ class PoolStore:
             etag, modified = await self._in_thread(self._removable, key)
             if conditions.judge_write(etag, modified) == "failed":
                 raise PreconditionFailed(f"{self.bucket}/{key} does not meet the conditions; it is unchanged")
+            await self._settle(key)
             note = self._journal.note(self.identity, key)
             try:
                 with self._kept.changing(key):
-                    await self._in_thread(self._unlink, key)
+                    await self._in_thread(self._unlink, key, note)
             except ShardmillError:
                 self._journal.done(note)
                 raise
             # If this fails, the note stays: the next start takes the entry out, if no change does before.
             await self._index().remove(self.identity, key)
-            self._journal.done(note)
-            if self._is_durable:
+            if self.is_durable:
                 await self._in_thread(self._sync, key)
+            self._journal.done(note)
 
     def _check_there(self) -> None:
         if self.is_removed:
@@ -282,7 +319,14 @@ class PoolStore:
             return None, 0.0
         return trailer.meta.etag, trailer.modified
 
-    def _commit(self, upload: "PoolUpload", key: str, user: dict[str, str], conditions: Conditions) -> Stored:
+    def write(
+        self, upload: PoolUpload, key: str, user: dict[str, str], conditions: Conditions
+    ) -> tuple[Stored, bytes | bytearray]:
+        """Judge the conditions and write what stands behind the bytes; blocking.
+
+        Returns:
+            What the commit will do, and what was written.
+        """
         current = self.look(key)
         etag, modified = (current.etag, current.modified) if current else (None, None)
         if conditions.judge_write(etag, modified) == "failed":
@@ -298,43 +342,60 @@ class PoolStore:
             time.time(),
             user,
         )
-        path = self._path(key)
         with disk_errors(f"{self.bucket}/{key}"):
-            upload.end(pack(trailer), sync=self._is_durable)
-            if path.parent not in self._made:
-                path.parent.mkdir(exist_ok=True)
-                if self._is_durable:
+            content = upload.end(pack(trailer))
+        return Stored(trailer.meta, created=current is None), content
+
+    def make_folder(self, folder: Path) -> None:
+        """Of objects; blocking."""
+        if folder not in self._made:
+            with disk_errors(str(self.bucket)):
+                folder.mkdir(exist_ok=True)
+                if self.is_durable:
                     sync_directory(self.directory)
-                self._made.add(path.parent)
+            self._made.add(folder)
+
+    def _commit(
+        self, upload: PoolUpload, key: str, user: dict[str, str], conditions: Conditions, note: Generation
+    ) -> Stored:
+        stored, _ = self.write(upload, key, user, conditions)
+        path = self.path(key)
+        self.make_folder(path.parent)
+        with disk_errors(f"{self.bucket}/{key}"):
+            if self.is_durable:
+                upload.sync()
+                note.sync()
             upload.replace(path)
-            if self._is_durable:
+            if self.is_durable:
                 sync_directory(path.parent)
             upload.close()
-        return Stored(trailer.meta, created=current is None)
+        return stored
 
-    def _restore(self, upload: "PoolUpload", key: str) -> None:
+    def _restore(self, upload: PoolUpload, key: str) -> None:
         """Put back what was there before a commit that failed."""
-        path = self._path(key)
+        path = self.path(key)
         with disk_errors(f"{self.bucket}/{key}"):
             upload.restore(path)
-            if self._is_durable:
+            if self.is_durable:
                 with contextlib.suppress(FileNotFoundError):
                     sync_directory(path.parent)
 
-    def _unlink(self, key: str) -> None:
+    def _unlink(self, key: str, note: Generation) -> None:
         with disk_errors(f"{self.bucket}/{key}"):
+            if self.is_durable:
+                note.sync()
             try:
-                os.unlink(self._path(key))
+                os.unlink(self.path(key))
             except FileNotFoundError:
                 raise ObjectNotFound(f"no object {self.bucket}/{key}") from None
 
     def _sync(self, key: str) -> None:
         with disk_errors(f"{self.bucket}/{key}"):
-            sync_directory(self._path(key).parent)
+            sync_directory(self.path(key).parent)
 
     def _open(self, key: str) -> tuple[int, Trailer]:
         try:
-            descriptor = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(self.path(key), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             raise ObjectNotFound(f"no object {self.bucket}/{key}") from None
         except OSError:
@@ -355,7 +416,8 @@ class PoolStore:
         os.close(descriptor)
         return trailer
 
-    def _path(self, key: str) -> Path:
+    def path(self, key: str) -> Path:
+        """Of an object's file."""
         name = blake2b(key.encode(), digest_size=20).hexdigest()
         return self.directory / name[:2] / name[2:]
 
@@ -363,92 +425,53 @@ class PoolStore:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
 
 
-class PoolUpload:
-    """A temporary file that becomes an object, or nothing."""
+class _SmallWrite:
+    """See `groups.SmallWrite`."""
 
-    def __init__(self, path: Path, label: str) -> None:
-        self.path = path
-        self.hasher = Hasher()
-        self._is_there = False
-        self._old = path.with_suffix(".old")
-        """Where the object that is replaced keeps a name until the commit is through."""
-        self._state: Literal["new", "over_nothing", "over_kept", "over_lost"] = "new"
-        self._label = label
-        self._held: bytes | bytearray = b""
-        self._is_reserved = False
-        self._descriptor: int | None = None
+    def __init__(
+        self,
+        pool: PoolStore,
+        upload: PoolUpload,
+        key: str,
+        user: dict[str, str],
+        conditions: Conditions,
+        index: Index,
+    ) -> None:
+        self.key = key
+        self.store = pool.identity
+        self.index = index
+        self.is_durable = pool.is_durable
+        self.path = pool.path(key)
+        self.stored: Stored | None = None
+        self._pool = pool
+        self._upload = upload
+        self._user = user
+        self._conditions = conditions
+        self._label = f"{pool.bucket}/{key}"
 
     @property
-    def has_replaced(self) -> bool:
-        """It stands in the place of the object, or of nothing."""
-        return self._state != "new"
+    def meta(self) -> ObjectMeta:
+        assert self.stored is not None
+        return self.stored.meta
 
-    @property
-    def is_clean(self) -> bool:
-        """There is nothing to discard."""
-        return self._descriptor is None and not self._is_there and self._state != "over_kept"
+    def write(self) -> bytes | bytearray:
+        self.stored, content = self._pool.write(self._upload, self.key, self._user, self._conditions)
+        return content
 
-    def begin(self, size: int | None) -> None:
+    def sync(self) -> None:
         with disk_errors(self._label):
-            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            self._is_there = True
-            # Small ones fit or fail at once; the call would cost them more than it saves.
-            if size is not None and size > BLOCK:
-                self._is_reserved = True
-                reserve(self._descriptor, size)
+            self._upload.sync()
 
-    def append(self, data: bytes | bytearray) -> None:
-        assert self._descriptor is not None
+    def publish(self) -> None:
+        self._pool.make_folder(self.path.parent)
         with disk_errors(self._label):
-            self.hasher.update(data)
-            write_all(self._descriptor, data)
+            self._upload.replace(self.path)
 
-    def hold(self, data: bytes | bytearray) -> None:
-        self._held = data
-
-    def end(self, trailer: bytes, *, sync: bool) -> None:
-        """Write the trailer, and before it what is held."""
-        if self._descriptor is None:
-            self.begin(None)
-        assert self._descriptor is not None
-        write_all(self._descriptor, self._held + trailer)
-        if self._is_reserved:
-            # What was reserved beyond the end would stand behind the trailer.
-            os.ftruncate(self._descriptor, self.hasher.size + len(trailer))
-        if sync:
-            os.fdatasync(self._descriptor)
-
-    def replace(self, path: Path) -> None:
-        """Become the object at `path`."""
-        state: Literal["over_nothing", "over_kept", "over_lost"] = "over_kept"
-        try:
-            os.link(path, self._old)
-        except FileNotFoundError:
-            state = "over_nothing"
-        except OSError:
-            # A file system without second names: what is replaced cannot be put back.
-            state = "over_lost"
-        os.rename(self.path, path)
-        self._is_there = False
-        self._state = state
-
-    def restore(self, path: Path) -> None:
-        """Undo `replace`."""
-        if self._state == "over_kept":
-            os.rename(self._old, path)
-        elif self._state == "over_nothing":
-            path.unlink(missing_ok=True)
-        self._state = "new"
+    def restore(self) -> None:
+        with disk_errors(self._label):
+            self._upload.restore(self.path)
 
     def close(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-    def discard(self) -> None:
-        """Close it, and leave nothing but the object that it may have become."""
-        self.close()
-        if self._is_there:
-            self.path.unlink(missing_ok=True)
-            self._is_there = False
-        self._old.unlink(missing_ok=True)
+        """The upload is over; what has failed is discarded by whoever began it."""
+        with disk_errors(self._label):
+            self._upload.close()

@@ -1,0 +1,166 @@
+"""The log of small objects: read up to the first record that is not whole, never beyond its own turn."""
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shardmill.core.errors import InsufficientStorage
+from shardmill.core.refs import Bucket
+from shardmill.storage import groups as grouping
+from shardmill.storage import log as logs
+from shardmill.storage.buckets import BucketDefinition
+from shardmill.storage.log import LogFile, Record, survivors
+from shardmill.storage.pool import PoolStore
+from shardmill.testing.stores import NOTHING, keys_on, page_of, put, read
+from tests.storage.support import POOL, open_buckets, open_pool, pool_files, run
+
+STORE = "0123456789abcdef"
+SIZE = 1 << 20
+
+RECORDS = st.lists(
+    st.tuples(st.sampled_from("abc"), st.none() | st.binary(max_size=60)).map(lambda pair: Record(STORE, *pair)),
+    max_size=8,
+)
+
+
+def found(directory: Path) -> dict[str, bytes]:
+    files = [LogFile(directory / name, SIZE) for name in ("a", "b")]
+    try:
+        return {key: content for (_, key), content in survivors(files)}
+    finally:
+        for file in files:
+            file.close()
+
+
+def last_of(records: list[Record]) -> dict[str, bytes]:
+    last: dict[str, bytes] = {}
+    for record in records:
+        if record.content is None:
+            last.pop(record.key, None)
+        else:
+            last[record.key] = bytes(record.content)
+    return last
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@given(before=RECORDS, first=RECORDS, second=RECORDS, torn=st.integers(0, 200))
+def test_the_last_whole_record_of_each_key_counts(
+    tmp_path: Path, before: list[Record], first: list[Record], second: list[Record], torn: int
+) -> None:
+    """Records of an earlier turn lie behind those of this one; the last group may be torn anywhere."""
+    old, new = LogFile(tmp_path / "a", SIZE), LogFile(tmp_path / "b", SIZE)
+    old.clear(1)
+    new.clear(2)
+    new.append(before)
+    new.clear(4)
+    old.clear(3)
+    old.append(first)
+    new.append(second)
+    end = new._position
+    old.close()
+    new.close()
+    assert found(tmp_path) == last_of([*first, *second])
+    with (tmp_path / "b").open("r+b") as file:
+        file.truncate(max(4096, end - torn))
+    kept = [last_of([*first, *second[:count]]) for count in range(len(second) + 1)]
+    assert found(tmp_path) in kept
+
+
+def test_a_group_that_does_not_fit_leaves_what_was_there(tmp_path: Path) -> None:
+    file = LogFile(tmp_path / "a", SIZE)
+    LogFile(tmp_path / "b", SIZE).close()
+    file.clear(1)
+    file.append([Record(STORE, "kept", b"1")])
+    descriptor, file._descriptor = file._descriptor, os.open("/dev/full", os.O_RDWR)
+    with pytest.raises(InsufficientStorage):
+        file.append([Record(STORE, "lost", b"2")])
+    os.close(file._descriptor)
+    file._descriptor = descriptor
+    file.append([Record(STORE, "after", b"3")])
+    file.close()
+    assert found(tmp_path) == {"kept": b"1", "after": b"3"}
+
+
+def test_objects_go_on_when_the_disk_does_not_take_what_is_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint that fails ends the use of the log; what it has is looked at by the next start."""
+    for name in ("LARGEST", "LEAST"):
+        monkeypatch.setattr(logs, name, 8192)
+
+    def fail(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    bodies = {f"{number:02d}": os.urandom(500) for number in range(40)}
+
+    async def story() -> None:
+        async with open_pool(tmp_path) as store:
+            with monkeypatch.context() as patch:
+                patch.setattr(grouping, "sync_file_system", fail)
+                await asyncio.gather(*[put(store, key, body) for key, body in bodies.items()])
+                for number in range(0, 40, 3):
+                    await store.delete(f"{number:02d}", conditions=NOTHING)
+                    del bodies[f"{number:02d}"]
+                for number in range(1, 40, 3):
+                    bodies[f"{number:02d}"] = b"new"
+                    await put(store, f"{number:02d}", b"new")
+                await check(store, bodies)
+        async with open_pool(tmp_path) as store:
+            await check(store, bodies)
+
+    run(story())
+
+
+def test_a_file_that_has_gone_is_made_again_from_the_log(tmp_path: Path) -> None:
+    """As after a power cut: the log is there, and names that were never flushed are not."""
+
+    async def story() -> None:
+        async with open_pool(tmp_path / "data") as store:
+            await put(store, "key", b"body")
+            await put(store, "torn", b"other")
+            image = tmp_path / "image"
+            await asyncio.to_thread(os.system, f"cp -r {tmp_path}/data {image}")
+        first, second = pool_files(image)
+        first.unlink()
+        second.write_bytes(b"")
+        async with open_pool(image) as store:
+            await check(store, {"key": b"body", "torn": b"other"})
+
+    run(story())
+
+
+def test_each_bucket_promises_what_its_table_says(tmp_path: Path) -> None:
+    """One that promises less is not flushed; both are listed, also when a promise changes."""
+    scratch = Bucket.of("ais", "scratch")
+
+    async def story() -> None:
+        for promises in (("power", "kill"), ("power", "kill"), ("kill", "power")):
+            definitions = [
+                BucketDefinition(bucket, None, writable=True, durability="power" if promise == "power" else "kill")
+                for bucket, promise in zip((POOL, scratch), promises, strict=True)
+            ]
+            async with open_buckets(tmp_path, *definitions) as buckets:
+                for bucket, promise in zip((POOL, scratch), promises, strict=True):
+                    store = buckets.writable(bucket)
+                    assert isinstance(store, PoolStore)
+                    assert store.is_durable == (promise == "power")
+                    await store._index().wait_complete()
+                    await put(store, f"of {promise}", b"body")
+                    listed = keys_on(await page_of(store))
+                    assert f"of {promise}" in listed
+                    for key in listed:
+                        assert (await read(store, key))[0] == b"body"
+        assert len(listed) == 2
+
+    run(story())
+
+
+async def check(store: PoolStore, bodies: dict[str, bytes]) -> None:
+    assert store._index().is_complete
+    assert keys_on(await page_of(store)) == sorted(bodies)
+    for key, body in bodies.items():
+        assert (await read(store, key))[0] == body
