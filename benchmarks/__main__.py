@@ -21,6 +21,7 @@ from benchmarks import (
     starting,
     storing,
     transforms,
+    writing,
 )
 from benchmarks.table import Row, markdown
 from benchmarks.transforms import Setting
@@ -28,7 +29,7 @@ from benchmarks.transforms import Setting
 SHARDS = {"transforms": 4, "serving": 2, "sharing": 2, "workers": 2, "loading": 4, "ahead": 4, "remote": 2}
 """Section → train shards that it reads."""
 
-NGINX = ("members", "plane", "remote")
+NGINX = ("members", "plane", "remote", "writing")
 """Sections that compare with it."""
 
 
@@ -70,6 +71,8 @@ def _measure(name: str, arguments: argparse.Namespace, scratch: Path) -> list[Ro
         return client.measure(scratch, rounds, arguments.peers)
     if name == "storing":
         return storing.measure(scratch, rounds)
+    if name == "writing":
+        return writing.measure(scratch, rounds, arguments.nginx)
     if name == "members":
         return members.measure(scratch, rounds, arguments.nginx)
     if name == "plane":

@@ -36,7 +36,7 @@ http {{
   uwsgi_temp_path {directory}/uwsgi;
   scgi_temp_path {directory}/scgi;
   open_file_cache max=4096;
-  server {{ listen 127.0.0.1:{port}; root {root}; }}
+  server {{ listen 127.0.0.1:{port}; root {root}; {more} }}
 }}
 """
 
@@ -56,20 +56,21 @@ def installed() -> str | None:
 
 
 @contextlib.contextmanager
-def running(program: str | Path, directory: Path, root: Path) -> Iterator[Nginx]:
+def running(program: str | Path, directory: Path, root: Path, *, more: str = "") -> Iterator[Nginx]:
     """Serve `root`.
 
     Args:
         program: Of nginx.
         directory: Scratch.
         root: What is served.
+        more: Directives of its server.
     """
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = int(probe.getsockname()[1])
     configuration = directory / "nginx.conf"
     # As whoever runs this: nginx would have another user read the scratch directory, who may not.
     user, group = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(os.getegid()).gr_name
-    configuration.write_text(_CONF.format(user=user, group=group, directory=directory, port=port, root=root))
+    configuration.write_text(_CONF.format(user=user, group=group, directory=directory, port=port, root=root, more=more))
     process = subprocess.Popen([program, "-c", configuration, "-e", directory / "error.log"])
     try:
         deadline = time.monotonic() + 10

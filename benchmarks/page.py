@@ -79,6 +79,11 @@ TITLES = {
         "the rate. A *cold* large file is dropped from memory before each round.",
     ),
     "storing": ("Many small objects", ""),
+    "writing": (
+        "Storing, beside nginx",
+        "A blocking client sends them; objects of 64 MiB replace one another, small ones are new. nginx hashes nothing,"
+        " keeps no listing and flushes nothing.",
+    ),
     "client": (
         "The Python client",
         "CPU of the client's process alone, over thousands of calls to a node on the same machine; each keeps its "
