@@ -204,7 +204,9 @@ class Beside:
         urls = [self._client.object_url(store.bucket, name, spec) for name in names]
         warm, cold = Samples(), Samples()
         _seconds(urls)
-        for _ in range(rounds):
+        # What was written before goes to the disk now, not meanwhile.
+        os.sync()
+        for _ in range(2 * rounds):
             warm.add(_seconds(urls))
             wait_quiet()
             self._evict(store)
@@ -219,6 +221,7 @@ class Beside:
         """What is cached, beside the same in a directory."""
         cached, plain = self._urls(store.bucket), self._urls("gs://files")
         _seconds(cached)
+        os.sync()
         ratio = Samples()
         for number in range(2 * rounds):
             # Each is the first in turn.

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.client
+import os
 import random
 import socket
 import threading
@@ -148,23 +149,33 @@ def test_a_small_disk_is_read_through_by_more_than_it_holds(origin: FaultServer,
             assert client.object("ht://kept/pinned").read() == pinned[:]
             cache = client.cache()
             assert cache.high <= size.disk * 9 // 10
+            others = taken(tmp_path / "disk") - cache.used
             most = []
 
             def read(names: list[str]) -> None:
                 for name in names:
                     assert digest_of(node, f"/o/s3/far/{name}") == (200, hashlib.blake2b(objects[name][:]).hexdigest())
-                    most.append(max(disk_use(data_directory / "cache"), client.cache().used))
+                    most.append(client.cache().used)
+                    if is_real:
+                        most.append(taken(tmp_path / "disk") - others)
 
             with ThreadPoolExecutor(3) as threads:
                 for future in [threads.submit(read, order[number::3]) for number in range(3)]:
                     future.result()
-            assert len(most) == 2 * len(names)
-            assert max(most) <= cache.high
+            assert len(most) >= 2 * len(names)
+            # What else the node writes down meanwhile is little.
+            assert max(most) <= cache.high + MIB
             far = next(bucket for bucket in client.cache().buckets if bucket.bucket == "s3://far")
             assert far.evicted > len(names) // 2
             origin.forget()
             assert client.object("ht://kept/pinned").read() == pinned[:]
             assert origin.bytes_sent == 0
+
+
+def taken(disk: Path) -> int:
+    """Bytes of a file system."""
+    status = os.statvfs(disk)
+    return (status.f_blocks - status.f_bfree) * status.f_frsize
 
 
 @pytest.mark.parametrize("kind", ["raw", "range", "transformed"])

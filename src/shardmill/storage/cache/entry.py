@@ -35,7 +35,7 @@ from shardmill.storage.trailer import BLOCK
 logger = logging.getLogger(__name__)
 
 PIECE = 32 << 20  # bytes of one read of a large object
-SINGLE = 64 << 20  # bytes; what is no larger comes with one read
+SINGLE = 80 << 20  # bytes; what is no larger comes with one read: a shard of 64 MiB with its headers does
 WORTH_A_VISIT = 2 << 20  # bytes; fewer are not written at once while more arrive
 NEARLY = 0.8  # share that is there, from which on a fill without readers is finished
 
