@@ -159,6 +159,25 @@ def test_each_bucket_promises_what_its_table_says(tmp_path: Path) -> None:
     run(story())
 
 
+def test_a_bucket_made_under_one_promise_is_listed_under_another(tmp_path: Path) -> None:
+    """Its objects are in the index of what was promised when it was made."""
+    made, named = Bucket.of("ais", "made"), BucketDefinition(POOL, None, writable=True)
+
+    async def story() -> None:
+        async with open_buckets(tmp_path, named, durability="power"):
+            pass
+        async with open_buckets(tmp_path, named, durability="kill") as buckets:
+            await buckets.create(made)
+            await put(buckets.writable(made), "key", b"body")
+        async with open_buckets(tmp_path, named, durability="power") as buckets:
+            store = buckets.writable(made)
+            assert isinstance(store, PoolStore)
+            await store._index().wait_complete()
+            assert keys_on(await page_of(store)) == ["key"]
+
+    run(story())
+
+
 async def check(store: PoolStore, bodies: dict[str, bytes]) -> None:
     assert store._index().is_complete
     assert keys_on(await page_of(store)) == sorted(bodies)

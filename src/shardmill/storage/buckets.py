@@ -400,7 +400,7 @@ class Buckets:
                 told = path.read_text() if path.exists() else None
                 if told == promise:
                     continue
-                if told is not None and not changed:
+                if not changed:
                     changed = True
                     _sync_around(self._data)
                     for name in _INDEXES.values():
@@ -469,6 +469,7 @@ class Buckets:
     def _add(self, store: PoolStore) -> None:
         with disk_errors(f"bucket {store.bucket}"):
             store.prepare()
+            replace_durably(store.directory / _PROMISE, self._durability_of(store.bucket).encode())
             sync_directory(store.directory.parent)
         self._save([*self._pools.values(), store])
 
