@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shardmill.core.errors import InsufficientStorage
+from shardmill.core.errors import InsufficientStorage, ServerError
 from shardmill.core.refs import Bucket
 from shardmill.storage import groups as grouping
 from shardmill.storage import log as logs
@@ -83,6 +83,46 @@ def test_a_group_that_does_not_fit_leaves_what_was_there(tmp_path: Path) -> None
     file.append([Record(STORE, "after", b"3")])
     file.close()
     assert found(tmp_path) == {"kept": b"1", "after": b"3"}
+
+
+def test_nothing_of_a_group_that_failed_counts_behind_what_comes_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = LogFile(tmp_path / "a", SIZE)
+    LogFile(tmp_path / "b", SIZE).close()
+    file.clear(1)
+
+    def fail(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", fail)
+        with pytest.raises(ServerError):
+            file.append([Record(STORE, "x", b"1"), Record(STORE, "lost", b"2")])
+    file.append([Record(STORE, "y", b"3")])
+    file.close()
+    assert found(tmp_path) == {"y": b"3"}
+
+
+def test_what_is_no_record_is_not_read_for_its_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind the last record lies anything; four billion bytes of it may be more than there is memory."""
+    file = LogFile(tmp_path / "a", SIZE)
+    file.clear(1)
+    with (tmp_path / "a").open("r+b") as anything:
+        anything.seek(4096)
+        anything.write(b"\xfe" * 100)
+    sizes = []
+    real = os.pread
+
+    def pread(descriptor: int, size: int, offset: int) -> bytes:
+        sizes.append(size)
+        return real(descriptor, size, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", pread)
+        assert list(file.load()) == []
+    file.close()
+    assert 0 < max(sizes) <= SIZE
 
 
 def test_objects_go_on_when_the_disk_does_not_take_what_is_logged(

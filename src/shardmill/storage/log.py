@@ -27,6 +27,7 @@ _MAGIC = b"shrdlog1"
 _HEADER = struct.Struct("<8sI4x16sQ")  # magic, format, number, turn
 _START = 4096  # bytes before the first record
 _HEAD = struct.Struct("<8s8sIHxx")  # checksum, store, length of the file, length of the key
+_END = bytes(_HEAD.size)  # stands behind the last record
 _CHECKSUM = 8  # bytes of the head that are the checksum of the rest
 _SETTLED = 0xFFFFFFFF  # as a length: earlier records of the key do not count
 _RECORDS_AT_ONCE = 256  # buffers of one system call; the kernel takes 1024
@@ -76,10 +77,13 @@ class LogFile:
         magic, form, number, self.turn = _HEADER.unpack(header)
         if magic != _MAGIC or form != FORMAT:
             return
-        position = _START
+        position, end = _START, os.fstat(self._descriptor).st_size
         while len(head := os.pread(self._descriptor, _HEAD.size, position)) == _HEAD.size:
             checksum, store, length, key_length = _HEAD.unpack(head)
             size = None if length == _SETTLED else length
+            if position + _HEAD.size + key_length + (size or 0) > end:
+                # Not a record, and its length may be more than there is memory.
+                return
             rest = os.pread(self._descriptor, key_length + (size or 0), position + _HEAD.size)
             key, content = rest[:key_length], rest[key_length:]
             if not key_length or checksum != _checksum(number, head[_CHECKSUM:] + key, content):
@@ -110,7 +114,10 @@ class LogFile:
         pieces: list[bytes | bytearray] = []
         for record in records:
             pieces += self._pieces(record)
-        position = self._position
+        position, after = self._position, self._position + sum(map(len, pieces))
+        if after + len(_END) <= self._size:
+            # Records of this very turn may lie behind, of a longer group that failed here.
+            pieces.append(_END)
         with disk_errors("the log"):
             try:
                 for start in range(0, len(pieces), _RECORDS_AT_ONCE):
@@ -122,10 +129,10 @@ class LogFile:
             except BaseException:
                 with contextlib.suppress(OSError):
                     # What of it may be on the disk is cut off there, too.
-                    os.pwrite(self._descriptor, bytes(_HEAD.size), self._position)
+                    os.pwrite(self._descriptor, _END, self._position)
                     os.fdatasync(self._descriptor)
                 raise
-        self._position = position
+        self._position = after
 
     def clear(self, turn: int) -> None:
         """Forget its records, durably; blocking."""
