@@ -2,17 +2,20 @@
 
 import asyncio
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shardmill.core.errors import InsufficientStorage, ServerError
+from shardmill.core.errors import InsufficientStorage, ServerError, ShardmillError
+from shardmill.core.meta import ObjectMeta
 from shardmill.core.refs import Bucket
 from shardmill.storage import groups as grouping
 from shardmill.storage import log as logs
 from shardmill.storage.buckets import BucketDefinition
+from shardmill.storage.index import Index
 from shardmill.storage.log import LogFile, Record, survivors
 from shardmill.storage.pool import PoolStore
 from shardmill.testing.stores import NOTHING, keys_on, page_of, put, read
@@ -169,6 +172,32 @@ def test_a_file_that_has_gone_is_made_again_from_the_log(tmp_path: Path) -> None
         second.write_bytes(b"")
         async with open_pool(image) as store:
             await check(store, {"key": b"body", "torn": b"other"})
+
+    run(story())
+
+
+def test_what_the_log_cannot_take_is_listed_as_it_is_after_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process ends between the file's name and the index."""
+    for name in ("LARGEST", "LEAST"):
+        monkeypatch.setattr(logs, name, 4096)
+    image, real = tmp_path / "image", Index.put_now
+
+    def cut(index: Index, objects: Sequence[tuple[str, ObjectMeta]]) -> ShardmillError | None:
+        os.system(f"cp -r {tmp_path}/data {image}")
+        return real(index, objects)
+
+    async def story() -> None:
+        async with open_pool(tmp_path / "data") as store:
+            await put(store, "key", b"old")
+            with monkeypatch.context() as patch:
+                patch.setattr(Index, "put_now", cut)
+                await put(store, "key", b"newer")
+        async with open_pool(image) as store:
+            (listed,) = (await page_of(store)).objects
+            assert listed == await store.head("key")
+            assert (await read(store, "key"))[0] == b"newer"
 
     run(story())
 

@@ -56,8 +56,12 @@ class SmallWrite(Protocol):
         """Make its file under another name; the file's bytes."""
         ...
 
+    def note(self) -> None:
+        """Note in the journal that it is on its way, until `close`: the log does not tell."""
+        ...
+
     def sync(self) -> None:
-        """Make the file's bytes durable."""
+        """Make the file's bytes durable, and the note."""
         ...
 
     def publish(self) -> None:
@@ -149,6 +153,7 @@ class Groups:
         contents = group.each(lambda write: write.write())
         logged = self._log([(write, contents[write]) for write in group.alive if write.is_durable])
         unlogged = [write for write in group.alive if write.is_durable and write not in logged]
+        group.each(lambda write: write.note(), unlogged)
         group.each(self._sync, unlogged)
         group.each(lambda write: write.publish())
         group.each(lambda write: _sync_name(write.path), unlogged)

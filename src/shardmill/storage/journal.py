@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import os
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,7 +59,7 @@ class Generation:
 
 
 class Journal:
-    """Notes of changes; used from the loop's thread but for `read_notes`."""
+    """Notes of changes; `note` and `done` are for any thread."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -69,6 +70,7 @@ class Journal:
         self._current, spare = self._new(), self._new()
         self._spare = [spare]
         self._full: list[Generation] = []
+        self._lock = threading.Lock()
 
     def read_notes(self) -> Iterator[tuple[str, str]]:
         """`store id, key` of every change that an earlier process began."""
@@ -88,19 +90,21 @@ class Journal:
             InsufficientStorage: The disk is full; nothing may be changed.
         """
         first, second = store.encode(), key.encode()
-        if self._current.size > ROTATE:
-            self._rotate()
-        generation = self._current
-        generation.append(_HEAD.pack(len(first), len(second), _checksum(first, second)) + first + second)
-        generation.pending += 1
+        with self._lock:
+            if self._current.size > ROTATE:
+                self._rotate()
+            generation = self._current
+            generation.append(_HEAD.pack(len(first), len(second), _checksum(first, second)) + first + second)
+            generation.pending += 1
         return generation
 
     def done(self, generation: Generation) -> None:
         """The change is in the index, or was not made."""
-        generation.pending -= 1
-        if not generation.pending and generation in self._full:
-            self._full.remove(generation)
-            self._spare.append(generation)
+        with self._lock:
+            generation.pending -= 1
+            if not generation.pending and generation in self._full:
+                self._full.remove(generation)
+                self._spare.append(generation)
 
     def close(self) -> None:
         """No change is on its way."""

@@ -250,7 +250,7 @@ class PoolStore:
         async with self._locks.hold(key):
             self._check_there()
             if upload.is_held and self.is_durable:
-                # The log tells what was on its way, so it needs no note.
+                # The log tells what was on its way; what it cannot take is noted then.
                 with self._kept.changing(key):
                     return await self._commit_small(upload, key, user, conditions)
             await self._settle(key)
@@ -280,6 +280,14 @@ class PoolStore:
                 await self._in_thread(self._restore, upload, key)
             raise
         return stored
+
+    def note(self, key: str) -> Generation:
+        """Note that a key is about to change; given back to `forget_note`."""
+        return self._journal.note(self.identity, key)
+
+    def forget_note(self, note: Generation) -> None:
+        """The index has the change, or it was not made."""
+        self._journal.done(note)
 
     async def _settle(self, key: str) -> None:
         """What the log has of a key must not be taken for newer than what is about to be written without it."""
@@ -448,6 +456,7 @@ class _SmallWrite:
         self._user = user
         self._conditions = conditions
         self._label = f"{pool.bucket}/{key}"
+        self._note: Generation | None = None
 
     @property
     def meta(self) -> ObjectMeta:
@@ -458,7 +467,12 @@ class _SmallWrite:
         self.stored, content = self._pool.write(self._upload, self.key, self._user, self._conditions)
         return content
 
+    def note(self) -> None:
+        self._note = self._pool.note(self.key)
+
     def sync(self) -> None:
+        if self._note is not None:
+            self._note.sync()
         with disk_errors(self._label):
             self._upload.sync()
 
@@ -473,5 +487,7 @@ class _SmallWrite:
 
     def close(self) -> None:
         """The upload is over; what has failed is discarded by whoever began it."""
+        if self._note is not None:
+            self._pool.forget_note(self._note)
         with disk_errors(self._label):
             self._upload.close()
