@@ -198,7 +198,7 @@ class Buckets:
                 )
             self._journal.forget_old()
             await self._in_thread(_clear_log, files)
-            groups = self._groups = Groups(self._data, files)
+            groups = self._groups = Groups(self._data / "pool", files)
             try:
                 yield
             finally:
@@ -402,7 +402,7 @@ class Buckets:
                     continue
                 if not changed:
                     changed = True
-                    _sync_around(self._data)
+                    _sync_around(self._data / "pool")
                     for name in _INDEXES.values():
                         forget_complete(self._data / name)
                 replace_durably(path, promise.encode())
@@ -463,7 +463,7 @@ class Buckets:
                 keys.append((identity, key))
         if keys:
             with disk_errors("the log"):
-                _sync_around(self._data)
+                _sync_around(self._data / "pool")
         return keys
 
     def _add(self, store: PoolStore) -> None:

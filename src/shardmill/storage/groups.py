@@ -79,13 +79,13 @@ class Groups:
     """The log and the thread that fills it; used from the loop's thread.
 
     Args:
-        data: A directory of the file system that everything lies on.
+        objects: A directory of the file system that all objects lie on; the log may lie on another.
         files: Two, cleared.
     """
 
-    def __init__(self, data: Path, files: Sequence[LogFile]) -> None:
+    def __init__(self, objects: Path, files: Sequence[LogFile]) -> None:
         self._loop = asyncio.get_running_loop()
-        self._descriptor = os.open(data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._descriptor = os.open(objects, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._files = files
         self._current, self._spare = files[0], [files[1]]
         self._logged: dict[LogFile, set[Key]] = {file: set() for file in files}
