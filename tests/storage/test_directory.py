@@ -134,6 +134,26 @@ def test_followed_links_are_what_they_lead_to_and_circles_end(linked: Path) -> N
     run(story())
 
 
+def test_what_followed_links_lead_to_is_listed_as_it_is_now(root: Path) -> None:
+    """The folder of the links does not change when their targets do."""
+    outside = root.parent / "outside"
+    (root / "coming").symlink_to(outside / "later")
+    (root / "going").symlink_to(outside / "secret")
+    settle(root)
+
+    async def story() -> None:
+        async with open_directory(root, links="follow") as store:
+            assert await all_keys(store) == ["going"]
+            write(outside / "later", b"here")
+            (outside / "secret").unlink()
+            assert await all_keys(store) == ["coming"]
+            (outside / "later").unlink()
+            write(outside / "later" / "file", b"here")
+            assert await all_keys(store) == ["coming/file"]
+
+    run(story())
+
+
 def test_a_write_never_leaves_the_tree_through_a_link(linked: Path) -> None:
     async def story() -> None:
         async with open_directory(linked) as store:

@@ -1,8 +1,8 @@
 """Files of a tree in key order, from any key on, with bounded memory.
 
 A folder's names are sorted as its part of the keys, directories with their slash, so `a.b` comes before `a/b`. They
-are remembered until the folder changes, so that the next page reads no folder; of one with more names than `WINDOW`
-only the next so many.
+are remembered until the folder changes, so that the next page reads no folder, unless there are links among them that
+are followed; of one with more names than `WINDOW` only the next so many.
 """
 
 import contextlib
@@ -75,6 +75,8 @@ class _Window:
     low: bytes
     """No name from here to the first one is missing."""
     is_last: bool
+    has_links: bool
+    """What they lead to may come, go or change, and the folder does not."""
 
 
 _Identity = tuple[int, int, int, int]
@@ -164,7 +166,7 @@ class Walk:
         window = self._read(folder, low)
         # A change within one tick of the clock leaves no trace in the folder's times.
         tick = _COARSE_TICK if status.st_ctime_ns % _SECOND == 0 else _TICK
-        if now - status.st_ctime_ns > tick:
+        if now - status.st_ctime_ns > tick and not window.has_links:
             self._keep(base, identity, window)
         return window
 
@@ -182,8 +184,10 @@ class Walk:
         high: bytes | None = None
         # A small folder is kept whole, wherever the page begins.
         is_whole = True
+        has_links = False
         with os.scandir(folder) as entries:
             for entry in entries:
+                has_links = has_links or (self._tree.follows and entry.is_symlink())
                 name = self._key_name(entry)
                 if name is None or (not is_whole and _is_before(name, low)) or (high is not None and name > high):
                     continue
@@ -197,7 +201,7 @@ class Walk:
                         del names[WINDOW:]
                         high = names[-1]
         names.sort()
-        return _Window(_Names(names), b"" if is_whole else low, high is None)
+        return _Window(_Names(names), b"" if is_whole else low, high is None, has_links)
 
     def _key_name(self, entry: "os.DirEntry[str]") -> bytes | None:
         """The entry's part of a key; None for what is no object."""
