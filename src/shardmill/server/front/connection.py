@@ -307,6 +307,9 @@ class FrontConnection(asyncio.BufferedProtocol):
             return
         if size > MIDDLE and not self._is_limited:
             self._limit(transport)
+        if type(data) is memoryview and transport.get_write_buffer_size():
+            # It will be kept, and would keep all of the buffer for what may be a small piece.
+            data = bytes(data)
         transport.write(data)
         self._written += len(data)
         if type(data) is memoryview and transport.get_write_buffer_size():

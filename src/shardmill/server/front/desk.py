@@ -164,8 +164,6 @@ class Desk:
 
     def renew_buffer(self) -> None:
         """A transport has kept what is in the buffer."""
-        self.received = memoryview(bytearray(_RECEIVED))
-        """What a connection receives, until it has looked at it."""
         self._buffer = memoryview(bytearray(_HEADS + SMALL))
 
     def log(self, plan: Plan, request_id: str, status: str, sent: int, seconds: float, why: str | None = None) -> None:
