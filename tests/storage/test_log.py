@@ -18,6 +18,7 @@ from shardmill.storage.buckets import BucketDefinition
 from shardmill.storage.index import Index
 from shardmill.storage.log import LogFile, Record, survivors
 from shardmill.storage.pool import PoolStore
+from shardmill.storage.pool_upload import PoolUpload
 from shardmill.testing.stores import NOTHING, keys_on, page_of, put, read
 from tests.storage.support import POOL, open_buckets, open_pool, pool_files, run
 
@@ -198,6 +199,37 @@ def test_what_the_log_cannot_take_is_listed_as_it_is_after_a_kill(
             (listed,) = (await page_of(store)).objects
             assert listed == await store.head("key")
             assert (await read(store, "key"))[0] == b"newer"
+
+    run(story())
+
+
+@pytest.mark.parametrize("size", [2000, 100_000])
+def test_what_cannot_be_undone_is_listed_as_it_is_after_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Neither the index nor the old name can be written: what stands there is the new object, which was refused."""
+    for name in ("LARGEST", "LEAST"):
+        monkeypatch.setattr(logs, name, 4096)
+    body = os.urandom(size)
+
+    def refuse(*_: object) -> ShardmillError:
+        return InsufficientStorage("no room")
+
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    async def story() -> None:
+        async with open_pool(tmp_path) as store:
+            await put(store, "key", b"old")
+            with monkeypatch.context() as patch:
+                patch.setattr(Index, "_commit", refuse)
+                patch.setattr(PoolUpload, "restore", fail)
+                with pytest.raises(ShardmillError):
+                    await put(store, "key", body)
+        async with open_pool(tmp_path) as store:
+            (listed,) = (await page_of(store)).objects
+            assert listed == await store.head("key")
+            assert (await read(store, "key"))[0] == body
 
     run(story())
 

@@ -258,10 +258,16 @@ class PoolStore:
             try:
                 with self._kept.changing(key):
                     if upload.is_held:
-                        return await self._commit_small(upload, key, user, conditions)
-                    return await self._commit_large(upload, key, user, conditions, note)
-            finally:
-                self._journal.done(note)
+                        stored = await self._commit_small(upload, key, user, conditions)
+                    else:
+                        stored = await self._commit_large(upload, key, user, conditions, note)
+            except ShardmillError:
+                # What could not be undone stands there: the note stays, and the next start tells the index.
+                if not upload.has_replaced:
+                    self._journal.done(note)
+                raise
+            self._journal.done(note)
+            return stored
 
     async def _commit_small(self, upload: PoolUpload, key: str, user: dict[str, str], conditions: Conditions) -> Stored:
         write = _SmallWrite(self, upload, key, user, conditions, self._index())
@@ -482,8 +488,11 @@ class _SmallWrite:
             self._upload.replace(self.path)
 
     def restore(self) -> None:
+        # If this fails, the note stays: the next start tells the index what stands there.
+        note, self._note = self._note, None
         with disk_errors(self._label):
             self._upload.restore(self.path)
+        self._note = note
 
     def close(self) -> None:
         """The upload is over; what has failed is discarded by whoever began it."""
