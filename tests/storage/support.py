@@ -52,10 +52,19 @@ async def open_pool(data: Path, *, durability: Durability = "power") -> AsyncIte
 
 @asynccontextmanager
 async def open_directory(
-    path: Path, *, links: Links = "refuse", is_durable: bool = True
+    path: Path, *, links: Links = "refuse", is_durable: bool = True, is_made_up: bool = False
 ) -> AsyncIterator[DirectoryStore]:
     with ThreadPoolExecutor(8) as threads:
-        yield DirectoryStore(DIRECTORY, path, links=links, threads=threads, is_durable=is_durable, shelf=Shelf(16))
+        yield DirectoryStore(
+            DIRECTORY,
+            path,
+            links=links,
+            threads=threads,
+            is_durable=is_durable,
+            shelf=Shelf(16),
+            is_far=is_made_up,
+            is_made_up=is_made_up,
+        )
 
 
 def keeps_attributes() -> bool:

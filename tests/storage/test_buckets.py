@@ -24,7 +24,7 @@ from shardmill.core.errors import (
 )
 from shardmill.core.refs import Bucket
 from shardmill.core.sources import WriteStore
-from shardmill.storage.buckets import BucketDefinition, Buckets, check_file_system
+from shardmill.storage.buckets import BucketDefinition, Buckets, check_file_system, is_far, is_made_up
 from shardmill.storage.pool import PoolStore
 from shardmill.testing.stores import NOTHING, keys_on, page_of, put, read
 from tests.storage.full_disk import write_limit
@@ -266,6 +266,21 @@ def test_file_systems_of_a_network_are_refused_by_name(tmp_path: Path, path: str
         return
     with pytest.raises(ServerError, match=f"{path} lies on {refused}, whose locks and maps are not to be trusted"):
         check_file_system(Path(path), tmp_path / "mounts")
+
+
+@pytest.mark.parametrize(
+    ("path", "is_so"),
+    [
+        ("/data", (False, False)),
+        ("/net/home/local", (False, False)),
+        ("/net/home/x", (True, False)),
+        ("/mnt/ssh", (True, True)),
+        ("/fuse/x", (True, True)),
+    ],
+)
+def test_a_directory_on_a_network_is_far(tmp_path: Path, path: str, is_so: tuple[bool, bool]) -> None:
+    (tmp_path / "mounts").write_text(f"{MOUNTS}s3 /fuse fuse rw 0 0\n")
+    assert (is_far(Path(path), tmp_path / "mounts"), is_made_up(Path(path), tmp_path / "mounts")) == is_so
 
 
 def test_where_mounts_cannot_be_read_nothing_is_refused(tmp_path: Path) -> None:

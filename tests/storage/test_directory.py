@@ -403,6 +403,25 @@ def test_names_are_read_once_until_the_folder_changes(root: Path, monkeypatch: p
     run(story())
 
 
+def test_names_are_listed_as_they_are_where_times_of_folders_tell_nothing(root: Path) -> None:
+    write(root / "first")
+    settle(root)
+    before = root.stat()
+
+    async def story() -> None:
+        async with open_directory(root, is_made_up=True) as store:
+            assert not store.is_keeping
+            assert await all_keys(store) == ["first"]
+            write(root / "second")
+            with pytest.MonkeyPatch.context() as patch:
+                real = os.fstat
+                inode = before.st_ino
+                patch.setattr(os, "fstat", lambda file: before if real(file).st_ino == inode else real(file))
+                assert await all_keys(store) == ["first", "second"]
+
+    run(story())
+
+
 def test_memory_for_a_huge_folder_is_bounded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(walks, "WINDOW", 200)
     monkeypatch.setattr(walks, "KEPT", 100_000)

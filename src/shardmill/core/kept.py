@@ -60,6 +60,9 @@ class Kept:
 class KeepObject(Protocol):
     """A store that keeps objects open."""
 
+    is_keeping: bool
+    """False: not this one."""
+
     def kept(self, key: str) -> Kept | None:
         """What is kept of a key; None: nothing, so it has to be opened."""
         ...

@@ -95,9 +95,10 @@ class Objects:
     def keeps(self, bucket: Bucket) -> bool:
         """Whether objects of a bucket are kept open; False, too, when there is no such bucket."""
         try:
-            return isinstance(self._buckets.store(bucket), KeepObject)
+            store = self._buckets.store(bucket)
         except BucketNotFound:
             return False
+        return isinstance(store, KeepObject) and store.is_keeping
 
     def kept(self, principal: Principal, ref: ObjectRef) -> Kept | None:
         """What is kept open of an object; None: nothing. Raises BucketNotFound."""

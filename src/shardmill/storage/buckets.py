@@ -122,6 +122,8 @@ class Buckets:
                 threads=threads,
                 is_durable=definition.durability == "power",
                 shelf=self._shelf,
+                is_far=is_far(definition.path, _MOUNTS),
+                is_made_up=is_made_up(definition.path, _MOUNTS),
             )
             for definition in definitions
             if definition.path is not None
@@ -550,6 +552,24 @@ def check_file_system(path: Path, mounts: Path) -> None:
     Raises:
         ServerError: Names the file system.
     """
+    kind = file_system_of(path, mounts)
+    if kind in _REMOTE_TYPES:
+        raise ServerError(f"{path} lies on {kind}, whose locks and maps are not to be trusted; give a local --data")
+
+
+def is_far(path: Path, mounts: Path) -> bool:
+    """Whether a look at what is there may have to wait for a network or for a program."""
+    return file_system_of(path, mounts) in _REMOTE_TYPES or is_made_up(path, mounts)
+
+
+def is_made_up(path: Path, mounts: Path) -> bool:
+    """Whether a program says what is there, whose folders may have any times."""
+    kind = file_system_of(path, mounts)
+    return kind == "fuse" or kind.startswith("fuse.")
+
+
+def file_system_of(path: Path, mounts: Path) -> str:
+    """The type of what a path lies on; `unknown` where that cannot be read."""
     best, kind = "", "unknown"
     resolved = str(path.resolve())
     with contextlib.suppress(OSError):
@@ -559,8 +579,7 @@ def check_file_system(path: Path, mounts: Path) -> None:
             # Of two on the same point the later one is on top.
             if (resolved + "/").startswith(point) and len(point) >= len(best):
                 best, kind = point, found
-    if kind in _REMOTE_TYPES:
-        raise ServerError(f"{path} lies on {kind}, whose locks and maps are not to be trusted; give a local --data")
+    return kind
 
 
 def _make_durably(path: Path) -> None:

@@ -121,15 +121,30 @@ class DirectorySource:
 
 
 class DirectoryStore:
-    """A directory as a bucket; `writable` decides who asks for `put` and `delete` at all."""
+    """A directory as a bucket; `writable` decides who asks for `put` and `delete` at all.
+
+    Args:
+        is_far: A look at a name may have to wait for a network, so nothing is kept open that would be looked at.
+        is_made_up: Times of folders need not tell of changes, so no names are remembered.
+    """
 
     def __init__(
-        self, bucket: Bucket, path: Path, *, links: Links, threads: ThreadPoolExecutor, is_durable: bool, shelf: Shelf
+        self,
+        bucket: Bucket,
+        path: Path,
+        *,
+        links: Links,
+        threads: ThreadPoolExecutor,
+        is_durable: bool,
+        shelf: Shelf,
+        is_far: bool = False,
+        is_made_up: bool = False,
     ) -> None:
         self.bucket = bucket
+        self.is_keeping = not is_far
         self._kept = KeptKeys(shelf, self._is_there)
         self._tree = Tree(os.fsencode(path), follows=links == "follow")
-        self._walk = Walk(self._tree, is_hidden=lambda name: name.startswith(TEMPORARY))
+        self._walk = Walk(self._tree, is_hidden=lambda name: name.startswith(TEMPORARY), remembers=not is_made_up)
         self._threads = threads
         self._is_durable = is_durable
         self._locks = KeyLocks()

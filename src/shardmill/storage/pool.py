@@ -162,6 +162,7 @@ class PoolStore:
         self._journal = journal
         self._threads = threads
         self.is_durable = durability == "power"
+        self.is_keeping = True
         self._locks = KeyLocks()
         self._verified = VerifiedBlocks()
         self._kept = KeptKeys(shelf)

@@ -89,11 +89,13 @@ class Walk:
     Args:
         tree: Where.
         is_hidden: Names that are no part of keys.
+        remembers: The times of folders tell of changes.
     """
 
-    def __init__(self, tree: Tree, *, is_hidden: Callable[[bytes], bool]) -> None:
+    def __init__(self, tree: Tree, *, is_hidden: Callable[[bytes], bool], remembers: bool = True) -> None:
         self._tree = tree
         self._is_hidden = is_hidden
+        self._remembers = remembers
         self._lock = threading.Lock()
         self._kept: OrderedDict[bytes, tuple[_Identity, _Window]] = OrderedDict()
         self._kept_memory = 0
@@ -166,7 +168,7 @@ class Walk:
         window = self._read(folder, low)
         # A change within one tick of the clock leaves no trace in the folder's times.
         tick = _COARSE_TICK if status.st_ctime_ns % _SECOND == 0 else _TICK
-        if now - status.st_ctime_ns > tick and not window.has_links:
+        if now - status.st_ctime_ns > tick and self._remembers and not window.has_links:
             self._keep(base, identity, window)
         return window
 
