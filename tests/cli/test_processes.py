@@ -1,5 +1,6 @@
 """The installed command as a process among others: pipes, signals, terminals, and what it leaves when it is stopped."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -72,13 +73,20 @@ def shell(line: str, environ: dict[str, str], cwd: Path) -> "subprocess.Complete
     return subprocess.run(["bash", "-c", line], env=environ, cwd=cwd, capture_output=True, check=False, timeout=100)
 
 
+def bytes_kept(path: Path) -> int:
+    """Up to where a partial file has no holes: what its name says, or its size."""
+    return int(path.name.split(".")[-2]) if path.suffix == ".parts" else path.stat().st_size
+
+
 def wait_for_part(directory: Path) -> Path:
-    """The partial file of a download, once there are bytes in it."""
+    """The partial file of a download, once there are bytes in it that a later one can go on from."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        for path in directory.glob(".*.part"):
-            if path.stat().st_size:
-                return path
+        for path in directory.glob(".*.part*"):
+            # Its name changes as it grows.
+            with contextlib.suppress(FileNotFoundError):
+                if bytes_kept(path):
+                    return path
         time.sleep(0.005)
     raise AssertionError("no download has begun")
 
@@ -134,15 +142,17 @@ def test_a_download_that_was_stopped_is_continued(
     command: list[str | Path] = [SHARDMILL, "get", uri, "got.bin"]
     # A stopped process leaves the download where it is.
     with subprocess.Popen(command, env=environ, cwd=tmp_path, stderr=subprocess.PIPE) as started:
-        part = wait_for_part(tmp_path)
+        wait_for_part(tmp_path)
         started.send_signal(signal.SIGSTOP)
         started.send_signal(number)
         started.send_signal(signal.SIGCONT)
         _, said = started.communicate(timeout=60)
     assert started.returncode in (-number, 130 if number == signal.SIGINT else -number)
     assert b"Traceback" not in said
-    kept = part.stat().st_size
-    assert part.read_bytes() == data[:kept]
+    (part,) = tmp_path.iterdir()
+    kept = bytes_kept(part)
+    assert kept
+    assert part.read_bytes()[:kept] == data[:kept]
     assert not (tmp_path / "got.bin").exists()
     done = run("get", uri, "got.bin", environ=environ, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -1,5 +1,7 @@
 """Objects into files and buffers, by one connection and by several: one version, whole, or not there."""
 
+import contextlib
+import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -110,7 +112,7 @@ def test_what_a_broken_download_left_is_whole_and_gone_on_with(
         client.object(URI).download(tmp_path / "file", connections=connections)
     (left,) = tmp_path.iterdir()
     kept = left.read_bytes()
-    assert left.suffix == ".part"
+    assert left.suffix in (".part", ".parts")
     assert len(kept) > PART
     assert kept == BODY[: len(kept)]
     node.spoil = lambda _, right: right
@@ -121,15 +123,34 @@ def test_what_a_broken_download_left_is_whole_and_gone_on_with(
     assert files_of(tmp_path) == ["file"]
 
 
-def test_what_a_killed_download_left_is_not_taken_for_whole(serving: Serving, tmp_path: Path) -> None:
+def test_of_what_a_killed_download_left_only_what_has_no_holes_is_taken(serving: Serving, tmp_path: Path) -> None:
     _, client = serving(BODY)
     with client.object(URI).get() as reader:
         part = downloading.Download(reader, tmp_path / "file").part
-    # As a process leaves it that is killed while its threads write parts: with holes.
-    part.with_suffix(".parts").write_bytes(bytes(len(BODY) - 5))
-    client.object(URI).download(tmp_path / "file")
+    # As a process leaves it that is killed while its threads write parts: with holes behind what its name says.
+    left = part.with_suffix(f".{PART}.parts")
+    left.write_bytes(BODY[:PART] + bytes(len(BODY) - PART - 5))
+    told: list[int] = []
+    client.object(URI).download(tmp_path / "file", progress=told.append)
     assert (tmp_path / "file").read_bytes() == BODY
+    assert sum(told) == len(BODY) - PART
     assert files_of(tmp_path) == ["file"]
+
+
+def test_what_another_process_writes_is_left_to_it(serving: Serving, tmp_path: Path) -> None:
+    _, client = serving(BODY)
+    with client.object(URI).get() as reader:
+        part = downloading.Download(reader, tmp_path / "file").part
+    begun = (part, part.with_suffix(f".{PART}.parts"))
+    with contextlib.ExitStack() as stack:
+        for path in begun:
+            file = stack.enter_context(path.open("wb"))
+            file.write(b"of another process")
+            file.flush()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        client.object(URI).download(tmp_path / "file", connections=4)
+    assert (tmp_path / "file").read_bytes() == BODY
+    assert [path.read_bytes() for path in begun] == [b"of another process"] * 2
 
 
 def test_a_file_with_other_bytes_than_the_nodes_is_not_left(bucket: BucketHandle, tmp_path: Path) -> None:

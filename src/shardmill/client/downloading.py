@@ -3,6 +3,8 @@
 Parts are claimed in order, so what is there of an object that broke off is whole up to a point.
 """
 
+import fcntl
+import glob
 import os
 import threading
 from collections.abc import Callable
@@ -14,7 +16,7 @@ from typing import Protocol
 from shardmill.client.answers import TruncatedBody
 from shardmill.client.reading import ObjectReader, PlainBody
 from shardmill.client.uploads import BLOCK, new_hash
-from shardmill.core.errors import BadRequest, CorruptObject
+from shardmill.core.errors import BadRequest, Conflict, CorruptObject
 
 PART = 16 << 20  # bytes that a connection takes at a time; asking for them costs what 100 KiB do
 CONNECTIONS = 4  # more gain nothing where the link is near, and little where it is far
@@ -33,30 +35,28 @@ class Sink(Protocol):
 
 
 class FileSink:
-    """A file that is there."""
+    """A file that is open for writing; whoever opened it closes it."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
 
     def receive(self, read: Read, start: int, stop: int | None, watch: Progress) -> int:
         buffer = memoryview(bytearray(BLOCK))
         position = start
-        with self._path.open("r+b", buffering=0) as file:
-            file.seek(start)
-            while stop is None or position < stop:
-                wanted, filled = BLOCK if stop is None else min(BLOCK, stop - position), 0
-                try:
-                    while filled < wanted and (count := read(buffer[filled:wanted])):
-                        filled += count
-                finally:
-                    # Also what came before the end that it had.
-                    view = buffer[:filled]
-                    while view:
-                        view = view[file.write(view) :]
-                    position += filled
-                    watch(filled)
-                if filled < wanted:
-                    break
+        while stop is None or position < stop:
+            wanted, filled = BLOCK if stop is None else min(BLOCK, stop - position), 0
+            try:
+                while filled < wanted and (count := read(buffer[filled:wanted])):
+                    filled += count
+            finally:
+                # Also what came before the end that it had.
+                written = 0
+                while written < filled:
+                    written += os.pwrite(self._descriptor, buffer[written:filled], position + written)
+                position += filled
+                watch(filled)
+            if filled < wanted:
+                break
         return position
 
 
@@ -84,12 +84,22 @@ class Fetch:
         sink: Takes the bytes.
         connections: At most.
         progress: Told of every piece.
+        on_frontier: Told up to where nothing is missing, whenever another part is there.
     """
 
-    def __init__(self, reader: ObjectReader, sink: Sink, *, connections: int, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        reader: ObjectReader,
+        sink: Sink,
+        *,
+        connections: int,
+        progress: Progress | None,
+        on_frontier: Progress | None = None,
+    ) -> None:
         self._reader = reader
         self._sink = sink
         self._progress = progress
+        self._on_frontier = on_frontier
         self._lock = threading.Lock()
         self._open: set[PlainBody] = set()
         self._unfinished: dict[int, int] = {}
@@ -161,6 +171,8 @@ class Fetch:
             raise TruncatedBody(f"{self._reader.meta.key} ended after {end} of {self._reader.meta.size} bytes")
         with self._lock:
             del self._unfinished[start]
+            if self._on_frontier is not None:
+                self._on_frontier(self.frontier)
 
     def _claim(self) -> tuple[int, int] | None:
         with self._lock:
@@ -211,6 +223,7 @@ class Download:
         self._progress = progress
         self._etag = reader.meta.etag if reader.meta.size >= 0 else None
         self.part = self._partial_path()
+        self._working = self.part
         self.kept = 0
         """Bytes that a run which failed has left for the next one."""
 
@@ -222,17 +235,27 @@ class Download:
             CorruptObject: What arrived has another checksum than the node's; nothing of it is kept.
         """
         self._target.parent.mkdir(parents=True, exist_ok=True)
-        # Its holes must never be taken for bytes: it is called a part only once it has none.
-        working = self.part.with_suffix(".parts")
-        start = self._take_up(working)
-        fetch = Fetch(self._reader, FileSink(working), connections=self._connections, progress=self._progress)
+        descriptor, start = self._take_up()
         try:
-            size = fetch.run()
-        except BaseException:
-            self._keep(working, max(fetch.frontier, start))
-            raise
-        self._check(working, size)
-        os.replace(working, self._target)
+            fetch = Fetch(
+                self._reader,
+                FileSink(descriptor),
+                connections=self._connections,
+                progress=self._progress,
+                on_frontier=self._note,
+            )
+            if fetch.connections > 1:
+                # It will have holes, which must never be taken for bytes: its name says up to where it has none.
+                self._note(start)
+            try:
+                size = fetch.run()
+            except BaseException:
+                self._keep(descriptor, max(fetch.frontier, start))
+                raise
+            self._check(self._working, size)
+            os.replace(self._working, self._target)
+        finally:
+            os.close(descriptor)
         return size
 
     def _partial_path(self) -> Path:
@@ -242,22 +265,54 @@ class Download:
             name = blake2b(f"{self._reader.url} {self._etag}".encode(), digest_size=6).hexdigest()
         return self._target.with_name(f".{self._target.name}.{name}.part")
 
-    def _take_up(self, working: Path) -> int:
-        """Where to go on."""
-        kept = self.part.stat().st_size if self._etag is not None and self.part.exists() else 0
-        if 0 < kept < self._reader.meta.size:
-            os.replace(self.part, working)
+    def _take_up(self) -> tuple[int, int]:
+        """The working file, open and locked, and where to go on in it."""
+        for path, kept in sorted(self._left().items(), key=lambda item: -item[1]):
+            descriptor = _open_locked(path)
+            if descriptor is None:
+                # Another process brings the same bytes.
+                continue
+            if not 0 < kept < self._reader.meta.size:
+                os.close(descriptor)
+                path.unlink(missing_ok=True)
+                continue
+            os.ftruncate(descriptor, kept)
+            self._working = path
             self._reader.skip_to(kept)
-            return kept
-        working.write_bytes(b"")
-        return 0
+            return descriptor, kept
+        for path in (self.part, self.part.with_suffix(f".{os.getpid()}.part")):
+            if (descriptor := _open_locked(path, create=True)) is not None:
+                os.ftruncate(descriptor, 0)
+                self._working = path
+                return descriptor, 0
+        raise Conflict(f"{self._target} is already being written by this process")
 
-    def _keep(self, working: Path, size: int) -> None:
+    def _left(self) -> dict[Path, int]:
+        """What earlier tries left of this version, and how many bytes of each are surely there."""
+        if self._etag is None:
+            return {}
+        found = {self.part: self.part.stat().st_size} if self.part.exists() else {}
+        for path in self._target.parent.glob(f"{glob.escape(self.part.stem)}.*.parts"):
+            count = path.name.split(".")[-2]
+            if count.isdecimal():
+                found[path] = min(int(count), path.stat().st_size)
+        return found
+
+    def _note(self, frontier: int) -> None:
+        if self._etag is not None:
+            noted = self.part.with_suffix(f".{frontier}.parts")
+            # Of two processes with one name each would take the other's file for its own.
+            if noted != self._working and not noted.exists():
+                os.replace(self._working, noted)
+                self._working = noted
+
+    def _keep(self, descriptor: int, size: int) -> None:
         if self._etag is None or not size:
-            working.unlink()
+            self._working.unlink()
             return
-        os.truncate(working, size)
-        os.replace(working, self.part)
+        os.ftruncate(descriptor, size)
+        if self._working != self.part:
+            self._note(size)
         self.kept = size
 
     def _check(self, path: Path, size: int) -> None:
@@ -286,3 +341,23 @@ def read_into(reader: ObjectReader, view: memoryview, *, connections: int) -> in
     if size < 0 and reader.read1(1):
         raise BadRequest(f"{reader.meta.key} has more bytes than the buffer's {len(view)}")
     return count
+
+
+def _open_locked(path: Path, *, create: bool = False) -> int | None:
+    """A descriptor that no other one may have like this; None: one has, or there is no such file."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o666)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_ours = os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except (BlockingIOError, FileNotFoundError):
+        is_ours = False
+    except OSError:
+        # A file system without locks.
+        is_ours = True
+    if not is_ours:
+        os.close(descriptor)
+        return None
+    return descriptor
