@@ -3,8 +3,10 @@
 import io
 import json
 import os
+import pickle
 import tarfile
 import weakref
+from collections import UserDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -181,6 +183,14 @@ def test_an_edit_in_place_is_seen_and_touches_nothing_else(case: Case, edit: Any
     found = case.members(edit)
     assert found.pop(f"0000.{field}") != FIELDS[field]
     assert found == {f"0000.{name}": data for name, data in FIELDS.items() if name not in (field, "__extra__")}
+
+
+def test_none_in_the_place_of_a_field_is_not_the_field(case: Case, tmp_path: Path) -> None:
+    assert "field 'jpg'" in case.message(lambda sample: sample.update(jpg=None) or sample)
+    kept = Case(tmp_path / "pickled.tar", {"pickle": pickle.dumps(UserDict(a=1))})
+    found = kept.members(lambda sample: sample.update(pickle=None) or sample)
+    assert pickle.loads(found["0000.pickle"]) is None
+    os.close(kept.descriptor)
 
 
 def test_an_equal_value_of_its_own_counts_as_touched(case: Case) -> None:

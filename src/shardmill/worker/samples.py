@@ -20,6 +20,7 @@ from shardmill.shards.writing import member_name, member_order
 from shardmill.worker.calls import Function, SampleFailure, failure_of
 
 _IMMUTABLE = (str, bytes, int, float, complex, bool, type(None))
+_GONE = object()
 
 
 class SourceChanged(OSError):
@@ -214,14 +215,16 @@ class SampleWork:
 
 
 def _without_holding(value: Any) -> Callable[[], Any]:
-    """Gives the value, or None once it is gone.
+    """Gives the value, or once it is gone what nothing else is.
 
     A picture that the function has let go of leaves memory that the processor still has at hand to what comes next.
     """
     try:
-        return weakref.ref(value)
+        held = weakref.ref(value)
     except TypeError:
         return lambda: value
+    # Not None, which the function may have put in its place.
+    return lambda: _GONE if (found := held()) is None else found
 
 
 @contextlib.contextmanager
