@@ -3,6 +3,7 @@
 import socket
 import ssl
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 
 from shardmill import Client
 from shardmill.client import NodeUnreachable
+from shardmill.client.connection import Connection, ConnectionEnded
+from shardmill.client.framing import framing_of
 from shardmill.testing.node import NodeFailed, RunningNode, running_node
 from tests.server.wire import descriptors, request, wait_for
 
@@ -163,3 +166,31 @@ def test_the_python_client_trusts_the_authority_that_it_is_told_and_no_other(
             assert client.object("ais://pool/put").read() == (body if body == b"small" else whole)
             assert stored.checksum == client.object("ais://pool/put").head().checksum
         assert len(client._transport._idle) == 1
+
+
+def test_what_is_interrupted_gives_no_bytes_of_the_protocol(certificate: tuple[Path, Path]) -> None:
+    here, there = socket.socketpair()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    body = b"body" * (16 << 10)
+
+    def serve() -> None:
+        with context.wrap_socket(there, server_side=True) as served:
+            served.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+            served.sendall(body)
+            served.recv(1)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    trusting = ssl.create_default_context(cafile=str(certificate[0]))
+    with trusting.wrap_socket(here, server_hostname="localhost") as sock:
+        connection = Connection(sock, is_plain=False)
+        framing = framing_of(connection, connection.read_head(), "GET")
+        assert framing is not None
+        received = framing.read_some(100)
+        connection.interrupt()
+        with pytest.raises((ConnectionEnded, OSError)):
+            while True:
+                received += framing.read_some(1 << 20)
+    thread.join()
+    assert received == body[: len(received)]

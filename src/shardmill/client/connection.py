@@ -91,7 +91,8 @@ class Connection:
     def interrupt(self) -> None:
         """Make whoever waits for this connection in another thread find it ended."""
         try:
-            self._socket.shutdown(socket.SHUT_RDWR)
+            # Not the method of a socket with TLS: it ends that, and what is left is then read as it came, encrypted.
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
         except OSError:
             pass  # it ended by itself
 
