@@ -23,6 +23,7 @@ from shardmill.etl.environments.packages import Packages
 from shardmill.etl.processes.staging import stage
 from shardmill.etl.runs.plan import Plan
 from shardmill.etl.runs.running import Reading
+from shardmill.etl.runs.sample_run import SampleRun
 from shardmill.etl.versions.registry import Version, build_info, check_request, compute_digest
 from shardmill.etl.workers import pool
 from shardmill.etl.workers.pool import WorkerPool
@@ -278,6 +279,60 @@ def test_a_run_goes_on_after_an_upgrade_on_the_workers_that_it_has(
             await plan.environment.zygote()
             engine.pool._workers[0].kill(None)
             assert colours(await read_to_end(reading)) == {b"red"}
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+class Arriving(FileSource):
+    """Has the first half, and the rest once it is let."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.is_let = asyncio.Event()
+
+    async def ensure_some(self, start: int, stop: int) -> int:
+        half = self.meta.size // 2
+        if start < half:
+            return min(stop, half)
+        await self.is_let.wait()
+        return await super().ensure_some(start, stop)
+
+
+def test_a_run_that_waits_for_its_shard_keeps_its_workers_over_an_upgrade(
+    wheels: dict[str, Path], shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "WATCH_SECONDS", 0.01)
+    ticks: list[bool] = []
+    on_tick = SampleRun.on_tick
+
+    def count(run: SampleRun, seconds: float, busy: bool) -> None:
+        ticks.append(busy)
+        on_tick(run, seconds, busy)
+
+    monkeypatch.setattr(SampleRun, "on_tick", count)
+
+    async def main() -> None:
+        python = await asyncio.to_thread(make_environment, tmp_path / "env", wheels["1.0"])
+        async with open_engine(tmp_path / "data", python) as engine:
+            version = await register(engine, USING)
+            write_shard(shards / SHARD, [{"txt": b"grey"}] * 200)
+            plan, unused = await plan_for(engine, version, shards)
+            unused.close()
+            source = Arriving(shards / SHARD)
+            reading = await engine.runs.open(plan, source, request_id="r")
+            assert isinstance(reading, Reading)
+            await reading.start()
+            [worker] = engine.pool._workers
+            await wait_until(lambda: not worker.in_flight)
+            await asyncio.to_thread(install, python, wheels["2.0"])
+            assert await plan.environment.look() is None
+            await plan.environment.zygote()
+            assert worker.zygote.is_retired
+            ticks.clear()
+            await wait_until(lambda: len(ticks) > 2)
+            source.is_let.set()
+            assert colours(await read_to_end(reading)) == {b"red"}
+            await wait_until(lambda: worker.is_gone)
 
     asyncio.run(asyncio.wait_for(main(), 60))
 

@@ -188,6 +188,12 @@ class WorkerPool:
         """It was begun before an upgrade, and its workers from then are the last that it can have."""
         return work.number in self._begun and any(worker.zygote.is_retired for worker in self._of(_key(work)))
 
+    def _is_irreplaceable(self, worker: WorkerProcess) -> bool:
+        """What was begun on it before an upgrade waits for its reader, or for the shard's bytes, and finds no other."""
+        return worker.zygote.is_retired and any(
+            number in self._begun and _key(work) == worker.key for number, work in self._works.items()
+        )
+
     def _start(self, work: Work, free: int) -> None:
         key = _key(work)
         if work.whole is not None:
@@ -246,7 +252,8 @@ class WorkerPool:
 
     def _make_place(self, key: str) -> None:
         """End the longest idle workers of other versions when there are many."""
-        idle = [worker for worker in self._workers if not worker.in_flight and worker.key != key]
+        others = [worker for worker in self._workers if not worker.in_flight and worker.key != key]
+        idle = [worker for worker in others if not self._is_irreplaceable(worker)]
         idle.sort(key=lambda worker: worker.idle_since)
         for worker in idle[: max(0, len(self._workers) + 1 - 3 * self.lanes)]:
             worker.kill(None)
@@ -269,8 +276,8 @@ class WorkerPool:
             busy = {number for worker in self._workers if not worker.is_parked for number in worker.works}
             for worker in list(self._workers):
                 worker.watch(now)
-                is_idle = not worker.in_flight and now - worker.idle_since > self._settings.idle_workers
-                if is_idle or (worker.zygote.is_retired and not worker.in_flight):
+                is_spare = worker.zygote.is_retired or now - worker.idle_since > self._settings.idle_workers
+                if not worker.in_flight and is_spare and not self._is_irreplaceable(worker):
                     worker.kill(None)
             for work in list(self._works.values()):
                 work.on_tick(now - previous, work.number in busy)
