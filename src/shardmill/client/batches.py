@@ -73,8 +73,10 @@ class MemberBatch:
         connection = self._connection
         if self._sent < len(self._asked):
             unsent = islice(self._asked, self._sent, None)
-            connection.send(b"".join([self._transport.request_of("GET", path) for _, path in unsent]))
+            requests = b"".join([self._transport.request_of("GET", path) for _, path in unsent])
+            # Before: an interrupt in the midst of it must not leave the connection to others.
             self._sent = len(self._asked)
+            connection.send(requests)
         head = connection.read_head()
         framing = framing_of(connection, head, "GET")
         if head.status != 200 or framing is None:
