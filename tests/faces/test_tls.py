@@ -1,5 +1,6 @@
 """The node with a certificate of its own."""
 
+import contextlib
 import socket
 import ssl
 import subprocess
@@ -168,23 +169,30 @@ def test_the_python_client_trusts_the_authority_that_it_is_told_and_no_other(
         assert len(client._transport._idle) == 1
 
 
-def test_what_is_interrupted_gives_no_bytes_of_the_protocol(certificate: tuple[Path, Path]) -> None:
+@contextlib.contextmanager
+def answered(certificate: tuple[Path, Path], *pieces: bytes) -> Iterator[Connection]:
+    """A connection over which these come, each by itself."""
     here, there = socket.socketpair()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate)
-    body = b"body" * (16 << 10)
 
     def serve() -> None:
         with context.wrap_socket(there, server_side=True) as served:
-            served.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
-            served.sendall(body)
+            for piece in pieces:
+                served.sendall(piece)
             served.recv(1)
 
     thread = threading.Thread(target=serve)
     thread.start()
     trusting = ssl.create_default_context(cafile=str(certificate[0]))
     with trusting.wrap_socket(here, server_hostname="localhost") as sock:
-        connection = Connection(sock, is_plain=False)
+        yield Connection(sock, is_plain=False)
+    thread.join()
+
+
+def test_what_is_interrupted_gives_no_bytes_of_the_protocol(certificate: tuple[Path, Path]) -> None:
+    body = b"body" * (16 << 10)
+    with answered(certificate, b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n", body) as connection:
         framing = framing_of(connection, connection.read_head(), "GET")
         assert framing is not None
         received = framing.read_some(100)
@@ -192,5 +200,15 @@ def test_what_is_interrupted_gives_no_bytes_of_the_protocol(certificate: tuple[P
         with pytest.raises((ConnectionEnded, OSError)):
             while True:
                 received += framing.read_some(1 << 20)
-    thread.join()
     assert received == body[: len(received)]
+
+
+@pytest.mark.parametrize("more", [b"", b"more"])
+def test_what_was_deciphered_behind_an_answer_is_seen(certificate: tuple[Path, Path], more: bytes) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"
+    with answered(certificate, head, b"hello" + more) as connection:
+        framing = framing_of(connection, connection.read_head(), "GET")
+        assert framing is not None
+        assert framing.read_some(100) == b"hello"
+        assert framing.done
+        assert connection.has_input() == bool(more)

@@ -8,6 +8,7 @@ import os
 import re
 import select
 import socket
+import ssl
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -98,7 +99,7 @@ class Connection:
 
     def has_input(self) -> bool:
         """Whether something has arrived; of an idle connection that can only be its end."""
-        if self._start != self._stop:
+        if self._start != self._stop or (isinstance(self._socket, ssl.SSLSocket) and self._socket.pending()):
             return True
         if self._poll is None:
             return bool(select.select([self._socket], [], [], 0)[0])
