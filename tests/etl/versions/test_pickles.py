@@ -82,6 +82,10 @@ PAIRS: dict[str, tuple[bytes, bytes]] = {
         name("sys", "flags") + b"\x940" + ACT + b"\x94)R0" + name("sys", "flags") + b"\x940" + get(2) + b".",
     ),
     "equal numbers in a set": (b"(K\x01\x88\x91.", b"(\x88K\x01\x91."),
+    "equal tuples in a set": (b"(K\x01\x85\x88\x85\x91.", b"(\x88\x85K\x01\x85\x91."),
+    "equal sets of equal tuples in a set": (
+        b"((K\x01N\x86\x91(\x88N\x86\x91\x91.", b"((\x88N\x86\x91(K\x01N\x86\x91\x91.",
+    ),
     "zeros in a set": (b"(G" + struct.pack(">d", 0.0) + b"G" + struct.pack(">d", -0.0) + b"\x91.", b"(G" + struct.pack(">d", -0.0) + b"G" + struct.pack(">d", 0.0) + b"\x91."),
     "a set that is filled after it was used": (
         b"\x8f\x940" + ACT + get(0) + b"\x85R0" + get(0) + b"(K\x01\x90.", b"\x8f\x94(K\x01\x900" + ACT + get(0) + b"\x85R0" + get(0) + b".",
@@ -242,6 +246,9 @@ def test_a_class_is_made_of_nothing_that_is_left_out() -> None:
     assert pickle.loads(plain).__name__ == pickle.loads(other).__name__ == "X"
     assert of(plain) == of(other)
     follow(plain)
+    number = text("__module__") + b"K\x01"
+    # The later of two entries is what stays.
+    assert of(bare_class(number)) != of(bare_class(number, text("__module__") + text("a")))
     told = name(HERE, "Told") + b")\x81"
     for entry in (told, text("\ud800")):
         broken = bare_class(text("__module__") + text("a"), text("__doc__") + entry)

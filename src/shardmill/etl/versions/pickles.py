@@ -72,6 +72,8 @@ class _Fixed:
     items: tuple[Any, ...]
     digest: bytes | None = None
     """Of what holds nothing that has an identity; taken once, so that what is used often costs no more."""
+    like: bytes | None = None
+    """The same for all that are equal to it; None: those have its digest."""
     number: int | None = None
     """Else, once it was met."""
 
@@ -283,7 +285,16 @@ class _Program:
             digest = hashlib.sha256()
             self._write_items(value, writer(digest.update))
             value.digest = digest.digest()
+            if kind in ("tuple", "frozenset") and any(_like(item) is not None for item in items):
+                likes = [(_like(item) or self._digest(item)).hex() for item in items]
+                text = " ".join(sorted(likes) if kind == "frozenset" else likes)
+                value.like = hashlib.sha256(f"{kind} {text}".encode()).digest()
         return value
+
+    def _digest(self, value: Any) -> bytes:
+        digest = hashlib.sha256()
+        self._write(value, writer(digest.update))
+        return digest.digest()
 
     def _write(self, value: Any, put: Callable[[str, bytes], None]) -> None:
         if isinstance(value, _Fixed) and value.digest is not None:
@@ -322,14 +333,10 @@ class _Program:
 
     def _sorted(self, items: Sequence[Any]) -> bytes:
         """Digests of what has no order."""
-        numbers = [_text_of_number(item) for item in items if isinstance(item, int | float)]
-        if len(set(numbers)) < len(numbers):
-            raise NotFollowed("two numbers are equal, and the first of them stays")
-        digests = []
-        for item in items:
-            digest = hashlib.sha256()
-            self._write(item, writer(digest.update))
-            digests.append(digest.digest())
+        digests = [self._digest(item) for item in items]
+        likes = {_like(item) or digest for item, digest in zip(items, digests, strict=True)}
+        if len(likes) < len(digests):
+            raise NotFollowed("two are equal, and the first of them stays")
         return b"".join(sorted(digests))
 
     def _number(self, value: _Object | _Fixed) -> None:
@@ -361,6 +368,13 @@ def _literal(value: Any) -> Any:
 def _text_of_number(value: float) -> str:
     """Equal for equal numbers of whatever type; not a number, since these can be chosen to have one hash."""
     return str(int(value)) if isinstance(value, int) or value.is_integer() else repr(value)
+
+
+def _like(value: Any) -> bytes | None:
+    """What equal numbers, and equal tuples of them, have in common though their digests differ; None: nothing."""
+    if isinstance(value, int | float):
+        return f"number {_text_of_number(value)}".encode()
+    return value.like if isinstance(value, _Fixed) else None
 
 
 def _has_identity(value: Any) -> bool:
@@ -408,12 +422,13 @@ _OF_BARE_CLASSES = {"__module__": _is_text_or_none}
 
 
 def _leave_out(target: Any, places: Mapping[str, Callable[[Any], bool]]) -> None:
-    """Entries of a dictionary that nothing has seen yet."""
+    """Entries of a dictionary that nothing has seen yet. One that takes the place of another counts: so does that."""
 
     def is_place(key: Any, value: Any) -> bool:
-        return isinstance(key, str) and key in places and places[key](value)
+        return isinstance(key, str) and key in places and places[key](value) and keys.count(key) == 1
 
     if isinstance(target, _Object) and target.kind == "dict" and target.number is None:
+        keys = [pair.items[0] for pair in target.items]
         target.items = [pair for pair in target.items if not is_place(*pair.items)]
 
 
