@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from shardmill.client import BucketHandle, Client, TruncatedBody, downloading, http
-from shardmill.core.errors import BadRequest, Conflict, CorruptObject
+from shardmill.core.errors import BadRequest, Conflict, CorruptObject, ShardmillError
 from tests.client.scripted import ObjectNode
 
 URI = "ais://bkt/a"
@@ -130,11 +130,41 @@ def test_of_what_a_killed_download_left_only_what_has_no_holes_is_taken(serving:
     # As a process leaves it that is killed while its threads write parts: with holes behind what its name says.
     left = part.with_suffix(f".{PART}.parts")
     left.write_bytes(BODY[:PART] + bytes(len(BODY) - PART - 5))
+    part.with_suffix(".1-1.5.parts").write_bytes(BODY[:5])
     told: list[int] = []
     client.object(URI).download(tmp_path / "file", progress=told.append)
     assert (tmp_path / "file").read_bytes() == BODY
     assert sum(told) == len(BODY) - PART
     assert files_of(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("connections", [1, 4])
+def test_two_downloads_of_one_file_at_once_do_not_meet(serving: Serving, tmp_path: Path, connections: int) -> None:
+    _, client = serving(BODY)
+    others: list[int] = []
+
+    def meanwhile(_: int) -> None:
+        if not others:
+            others.append(0)
+            others[0] = client.object(URI).download(tmp_path / "file", connections=connections).size
+            assert (tmp_path / "file").read_bytes() == BODY
+
+    client.object(URI).download(tmp_path / "file", connections=connections, progress=meanwhile)
+    assert others == [len(BODY)]
+    assert (tmp_path / "file").read_bytes() == BODY
+    assert files_of(tmp_path) == ["file"]
+
+
+def test_what_was_kept_is_kept_when_going_on_fails_at_once(serving: Serving, tmp_path: Path) -> None:
+    node, client = serving(BODY)
+    with client.object(URI).get() as reader:
+        part = downloading.Download(reader, tmp_path / "file").part
+    part.write_bytes(BODY[:PART])
+    node.spoil = lambda _, right: right if b"206" not in right[:20] else b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n"
+    with pytest.raises(ShardmillError):
+        client.object(URI).download(tmp_path / "file")
+    assert files_of(tmp_path) == [part.name]
+    assert part.read_bytes() == BODY[:PART]
 
 
 def test_what_another_process_writes_is_left_to_it(serving: Serving, tmp_path: Path) -> None:

@@ -224,6 +224,8 @@ class Download:
         self._etag = reader.meta.etag if reader.meta.size >= 0 else None
         self.part = self._partial_path()
         self._working = self.part
+        self._own = f"{os.getpid()}-{threading.get_ident()}"
+        """In names that no other download may have."""
         self.kept = 0
         """Bytes that a run which failed has left for the next one."""
 
@@ -254,6 +256,8 @@ class Download:
                 raise
             self._check(self._working, size)
             os.replace(self._working, self._target)
+            for path in self._left():
+                _remove_unlocked(path)
         finally:
             os.close(descriptor)
         return size
@@ -276,11 +280,15 @@ class Download:
                 os.close(descriptor)
                 path.unlink(missing_ok=True)
                 continue
-            os.ftruncate(descriptor, kept)
             self._working = path
-            self._reader.skip_to(kept)
+            try:
+                self._reader.skip_to(kept)
+                os.ftruncate(descriptor, kept)
+            except BaseException:
+                os.close(descriptor)
+                raise
             return descriptor, kept
-        for path in (self.part, self.part.with_suffix(f".{os.getpid()}.part")):
+        for path in (self.part, self.part.with_suffix(f".{self._own}.part")):
             if (descriptor := _open_locked(path, create=True)) is not None:
                 os.ftruncate(descriptor, 0)
                 self._working = path
@@ -300,18 +308,16 @@ class Download:
 
     def _note(self, frontier: int) -> None:
         if self._etag is not None:
-            noted = self.part.with_suffix(f".{frontier}.parts")
-            # Of two processes with one name each would take the other's file for its own.
-            if noted != self._working and not noted.exists():
-                os.replace(self._working, noted)
-                self._working = noted
+            noted = self.part.with_suffix(f".{self._own}.{frontier}.parts")
+            os.replace(self._working, noted)
+            self._working = noted
 
     def _keep(self, descriptor: int, size: int) -> None:
         if self._etag is None or not size:
             self._working.unlink()
             return
         os.ftruncate(descriptor, size)
-        if self._working != self.part:
+        if self._working.suffix == ".parts":
             self._note(size)
         self.kept = size
 
@@ -361,3 +367,10 @@ def _open_locked(path: Path, *, create: bool = False) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
+
+
+def _remove_unlocked(path: Path) -> None:
+    """Remove what nobody works on any more."""
+    if (descriptor := _open_locked(path)) is not None:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
