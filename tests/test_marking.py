@@ -23,6 +23,9 @@ def test_an_unknown_argument_is_named() -> None:
 
 def test_marks_are_read_from_source_without_running_it() -> None:
     source = """
+import shardmill
+from shardmill import transform
+
 raise RuntimeError("not to be run")
 
 @shardmill.transform(name="imagenet", decoder=None, env=PLACE, packages=["numpy<3", "av"])
@@ -36,3 +39,14 @@ def second(sample): return sample
     }  # fmt: skip
     assert marks_in_source(source, "second") == {}
     assert marks_in_source(source, "third") == {}
+
+
+def test_the_mark_is_known_by_its_import() -> None:
+    marked = "@{0}(name='mine')\ndef first(sample): return sample\n"
+    for imported, name in (
+        ("from shardmill import transform as mark", "mark"),
+        ("import shardmill as mill", "mill.transform"),
+        ("from shardmill.marking import transform", "transform"),
+    ):
+        assert marks_in_source(f"{imported}\n{marked.format(name)}", "first") == {"name": "mine"}
+    assert marks_in_source(f"from other import transform\n{marked.format('transform')}", "first") == {}

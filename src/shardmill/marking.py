@@ -11,6 +11,7 @@ from typing import Any, TypedDict, TypeVar, cast, overload
 MARK = "__shardmill_transform__"
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+_HOMES = ("shardmill", "shardmill.marking")
 _FIELDS = ("name", "kind", "by_path", "decoder", "fields", "env", "packages", "errors")
 
 
@@ -72,20 +73,30 @@ def marks_of(function: object) -> Marks:
 
 def marks_in_source(source: str, function: str) -> Marks:
     """The marks of a function in a file's text, without running it; only literal arguments are seen."""
-    for node in ast.parse(source).body:
+    tree = ast.parse(source)
+    for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == function:
-            return _marks_of_decorators(node.decorator_list)
+            return _marks_of_decorators(node.decorator_list, names_of_mark(tree))
     return {}
 
 
-def _marks_of_decorators(decorators: Sequence[ast.expr]) -> Marks:
+def names_of_mark(tree: ast.Module) -> frozenset[str]:
+    """What `transform` is called in a file, by its imports; another library's `transform` is none of ours."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and not node.level and node.module in _HOMES:
+            names.update(alias.asname or alias.name for alias in node.names if alias.name in ("transform", "*"))
+        elif isinstance(node, ast.Import):
+            names.update(f"{alias.asname or alias.name}.transform" for alias in node.names if alias.name in _HOMES)
+    return frozenset("transform" if name == "*" else name for name in names)
+
+
+def _marks_of_decorators(decorators: Sequence[ast.expr], names: frozenset[str]) -> Marks:
     marks: dict[str, Any] = {}
     for decorator in decorators:
         if not isinstance(decorator, ast.Call):
             continue
-        called = decorator.func
-        name = called.attr if isinstance(called, ast.Attribute) else called.id if isinstance(called, ast.Name) else ""
-        if name != "transform":
+        if ast.unparse(decorator.func) not in names:
             continue
         for keyword in decorator.keywords:
             if keyword.arg in _FIELDS:

@@ -373,6 +373,14 @@ else:
 class Callable:
     def __new__(cls, sample):
         return sample
+
+class Mine:
+    def transform(size):
+        return lambda function: lambda sample: function(sample, size)
+
+@Mine.transform(3)
+def sized(sample, size):
+    return sample
 """
 
 
@@ -398,6 +406,8 @@ def test_a_function_of_a_file_that_cannot_be_called_as_it_will_be_is_refused_at_
     add("pair", "stream")
     add("pair", right=2)
     add("defaults", deep=1)
+    # Its decorator is its own, whatever its name.
+    add("sized")
     # What a decorator makes of it, what is chosen as the file is run, and classes are not known here.
     add("wrapped", "stream")
     add("chosen")

@@ -21,6 +21,7 @@ from shardmill.client.pickling import pickle_function
 from shardmill.client.refusals import CannotShip, Place
 from shardmill.core.api import Kind
 from shardmill.core.errors import BadRequest
+from shardmill.marking import names_of_mark
 
 __all__ = ["CannotShip", "Shipment", "check_call", "ship", "ship_file"]
 
@@ -160,7 +161,7 @@ def _signature_in(tree: ast.Module, function: str) -> inspect.Signature | None:
     if len(found) > 1 or node not in tree.body or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         return None
     decorators = [item.func if isinstance(item, ast.Call) else item for item in node.decorator_list]
-    if any(ast.unparse(item).rpartition(".")[2] != "transform" for item in decorators):
+    if any(ast.unparse(item) not in names_of_mark(tree) for item in decorators):
         return None
     if isinstance(node, ast.AsyncFunctionDef):
         raise CannotShip(f"function `{function}` is async; samples come one by one to a plain function")
