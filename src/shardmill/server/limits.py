@@ -9,6 +9,10 @@ def take_all_descriptors() -> int:
     The limit that a shell gives, often 1024, is for programs that use `select`; a node has a descriptor for each
     connection and for what it keeps open.
     """
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):
+        # A hard limit above what the kernel gives any process.
+        return soft
     return hard
