@@ -277,7 +277,9 @@ class Zygote:
 def _give_up(answer: dict[str, Any]) -> None:
     """Whoever asked has left; a worker that nobody knows must not live."""
     if answer["t"] == "forked":
-        signal.pidfd_send_signal(answer["pidfd"], signal.SIGKILL)
+        # It may have ended by itself: the other end of its socket is gone with whoever asked.
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(answer["pidfd"], signal.SIGKILL)
         os.close(answer["pidfd"])
 
 
