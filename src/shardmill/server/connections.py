@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.5  # between looks at all connections
 _CUT_SECONDS = 0.5  # for answers that only wait to be written
-_KEEP_SECONDS = 8.0  # what is kept open is closed when nobody asked for it between two looks
+_KEEP_SECONDS = 2.0  # what is kept open is closed when nobody asked for it between two looks
 _LINGER_SECONDS = 10.0  # a refused upload is read off for so long
 _FIRST_BYTES = 256  # of what came last, to see whether it was a request
 
