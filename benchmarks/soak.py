@@ -44,6 +44,7 @@ SETTINGS = {
 READERS = 6
 _KILLED = ("SIGKILL", "broke off", "no worker")  # said of a worker; the second where its zygote died, too
 QUIET_SECONDS = 60.0  # at most, until nothing goes on after the last request
+KEPT_SECONDS = 10.0  # at most, until objects that nobody reads any more are closed
 WARM_UP = 0.25  # of the samples taken, left out of slopes: caches fill, environments start
 
 CODE = {
@@ -360,6 +361,10 @@ class Soak:
     def finish(self, seconds: float, held: list[Held], before: Held) -> Report:
         """Wait until nothing goes on, and see whether everything adds up."""
         self._wait_quiet()
+        # Objects stay open for some seconds after their last reader.
+        deadline = time.monotonic() + KEPT_SECONDS
+        while self.look(seconds).descriptors > before.descriptors + 2 and time.monotonic() < deadline:
+            time.sleep(0.2)
         # Results of epochs leave by themselves; their files are the disk's only change.
         metrics, after = Metrics.parse(self.client.metrics()), self.look(seconds)
         tally = self.tally
