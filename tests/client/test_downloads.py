@@ -167,6 +167,16 @@ def test_what_was_kept_is_kept_when_going_on_fails_at_once(serving: Serving, tmp
     assert part.read_bytes() == BODY[:PART]
 
 
+def test_a_file_that_gets_another_name_meanwhile_is_no_trouble(serving: Serving, tmp_path: Path) -> None:
+    _, client = serving(BODY)
+    with client.object(URI).get() as reader:
+        part = downloading.Download(reader, tmp_path / "file").part
+    # Listed, and not there when it is looked at.
+    part.with_suffix(f".1-1.{PART}.parts").symlink_to(tmp_path / "gone")
+    client.object(URI).download(tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == BODY
+
+
 def test_what_another_process_writes_is_left_to_it(serving: Serving, tmp_path: Path) -> None:
     _, client = serving(BODY)
     with client.object(URI).get() as reader:

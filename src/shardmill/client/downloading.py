@@ -3,6 +3,7 @@
 Parts are claimed in order, so what is there of an object that broke off is whole up to a point.
 """
 
+import contextlib
 import fcntl
 import glob
 import os
@@ -299,11 +300,15 @@ class Download:
         """What earlier tries left of this version, and how many bytes of each are surely there."""
         if self._etag is None:
             return {}
-        found = {self.part: self.part.stat().st_size} if self.part.exists() else {}
-        for path in self._target.parent.glob(f"{glob.escape(self.part.stem)}.*.parts"):
-            count = path.name.split(".")[-2]
-            if count.isdecimal():
-                found[path] = min(int(count), path.stat().st_size)
+        found: dict[Path, int] = {}
+        for path in (self.part, *self._target.parent.glob(f"{glob.escape(self.part.stem)}.*.parts")):
+            # Whoever works on one gives it another name, or its last one, at any time.
+            with contextlib.suppress(FileNotFoundError):
+                size, count = path.stat().st_size, path.name.split(".")[-2]
+                if path == self.part:
+                    found[path] = size
+                elif count.isdecimal():
+                    found[path] = min(int(count), size)
         return found
 
     def _note(self, frontier: int) -> None:
