@@ -1,7 +1,8 @@
 """Finished outputs of runs: files of their own under a quota, the least used leaving first.
 
 A result is a cache entry: nothing is synced, a torn file is swept at the next start, and its blocks are verified like
-those of any stored object. What is open is never evicted.
+those of any stored object. What is open is never evicted. The file of a scratch result that nobody has opened may
+become that of the next run (see `reuse`).
 """
 
 import asyncio
@@ -24,6 +25,7 @@ from shardmill.core.meta import ObjectMeta
 from shardmill.core.sources import ResultEntry, ResultStatistics
 from shardmill.storage.files import disk_errors
 from shardmill.storage.pool import PoolSource, VerifiedBlocks
+from shardmill.storage.reuse import UNREAD, Unread
 from shardmill.storage.steps import finish, opened
 from shardmill.storage.trailer import Hasher, Trailer, pack, read_trailer
 
@@ -45,6 +47,8 @@ class _Entry:
     used: float
     is_scratch: bool
     leases: int = 0
+    was_opened: bool = False
+    """By a reader, since it was made."""
 
     @property
     def size(self) -> int:
@@ -75,7 +79,14 @@ class ResultStore:
     """Results of one node. Use `ResultStore.open_directory`."""
 
     def __init__(
-        self, directory: Path, *, capacity: int, most: int, scratch_seconds: float, threads: ThreadPoolExecutor
+        self,
+        directory: Path,
+        *,
+        capacity: int,
+        most: int,
+        scratch_seconds: float,
+        unread: int,
+        threads: ThreadPoolExecutor,
     ) -> None:
         self._directory = directory
         self._capacity = capacity
@@ -86,6 +97,7 @@ class ResultStore:
         self._scratch: OrderedDict[str, _Entry] = OrderedDict()
         self._lasting: OrderedDict[str, _Entry] = OrderedDict()
         """Both in order of use, so that the first to leave are found without looking at all."""
+        self._unread = Unread(unread)
         self._verified = VerifiedBlocks()
         self._kept = 0
         self._spooling = 0
@@ -97,7 +109,7 @@ class ResultStore:
     @classmethod
     @asynccontextmanager
     async def open_directory(
-        cls, directory: Path, *, capacity: int, most: int, scratch_seconds: float
+        cls, directory: Path, *, capacity: int, most: int, scratch_seconds: float, unread: int = UNREAD
     ) -> AsyncIterator["ResultStore"]:
         """Find what an earlier process kept; torn files and spools are removed.
 
@@ -106,9 +118,17 @@ class ResultStore:
             capacity: Bytes of all results and spools together.
             most: Results at most, whatever their size.
             scratch_seconds: How long a scratch result that nobody opens is kept.
+            unread: Bytes of those that nobody has opened, beyond which the oldest gives its file to the next spool.
         """
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="results") as threads:
-            store = cls(directory, capacity=capacity, most=most, scratch_seconds=scratch_seconds, threads=threads)
+            store = cls(
+                directory,
+                capacity=capacity,
+                most=most,
+                scratch_seconds=scratch_seconds,
+                unread=unread,
+                threads=threads,
+            )
             await store.in_thread(store._load)
             await store._keep_to_capacity()
             expiring = asyncio.create_task(store._expire())
@@ -150,20 +170,31 @@ class ResultStore:
     async def begin(self, key: str) -> "ResultSpool":
         """See `core.sources.ResultFiles`."""
         path = self._directory / _TEMPORARY / secrets.token_hex(8)
-        creating = asyncio.ensure_future(self.in_thread(_create, path))
+        chosen = self._unread.choose(key)
+        given = self._take_out(chosen) if chosen is not None else None
+        size = 0 if given is None else given.size
+        self._spooling += size
+        make = (_create, path) if given is None else (_take_over, self._directory / given.trailer.key, path)
+        creating = asyncio.ensure_future(self.in_thread(*make))
 
         def discard(descriptor: int) -> None:
             os.close(descriptor)
             path.unlink(missing_ok=True)
 
-        descriptor = await opened(creating, discard)
-        return ResultSpool(self, key, path, descriptor)
+        try:
+            descriptor = await opened(creating, discard)
+        except BaseException:
+            self._spooling -= size
+            raise
+        return ResultSpool(self, key, path, descriptor, size)
 
     async def open(self, key: str) -> "ResultSource | None":
         entry = self._entries.get(key)
         if entry is None:
             return None
         entry.leases += 1
+        entry.was_opened = True
+        self._unread.discard(key)
         self._use(key, entry)
         try:
             opening = asyncio.ensure_future(self.in_thread(_open, self._directory / key))
@@ -189,6 +220,7 @@ class ResultStore:
         entry = self._entries.get(key)
         if entry is not None and entry.is_scratch:
             entry.is_scratch = False
+            self._unread.discard(key)
             self._lasting[key] = self._scratch.pop(key)
 
     def list(self) -> Sequence[ResultEntry]:
@@ -278,13 +310,20 @@ class ResultStore:
         """A spool needs so much of the quota no more."""
         self._spooling -= size
 
-    async def adopt(self, spool: "ResultSpool", trailer: Trailer, *, is_scratch: bool) -> None:
-        """A spool has become a result."""
+    async def adopt(self, spool: "ResultSpool", trailer: Trailer, *, is_scratch: bool) -> _Entry:
+        """A spool has become a result; when nobody uses it as a spool any more, `let_go` is called."""
         await self.in_thread(os.rename, spool.path, self._directory / trailer.key)
         self._spooling -= spool.size
         self._take_out(trailer.key)
-        self._add(_Entry(trailer, time.time(), is_scratch))
+        entry = _Entry(trailer, time.time(), is_scratch)
+        self._add(entry)
         await self.unlink(self._take_out_surplus())
+        return entry
+
+    def let_go(self, entry: _Entry) -> None:
+        """Nobody reads what was a spool by the spool's own descriptor."""
+        if entry.is_scratch and not entry.was_opened and self._entries.get(entry.trailer.key) is entry:
+            self._unread.add(entry.trailer.key, entry.size)
 
     def _add(self, entry: _Entry) -> None:
         key = entry.trailer.key
@@ -314,6 +353,7 @@ class ResultStore:
         entry = self._entries.pop(key, None)
         if entry is not None:
             del self._of_its_kind(entry)[key]
+            self._unread.discard(key)
             self._kept -= entry.size
         return entry
 
@@ -382,17 +422,19 @@ class ResultSpool:
     key: str
     path: Path
     descriptor: int
-    size: int = 0
-    """Bytes taken of the quota."""
+    size: int
+    """Bytes taken of the quota: at first those of the result whose file it has."""
     _hasher: Hasher = field(default_factory=Hasher)
     _is_there: bool = True
+    _entry: _Entry | None = None
 
     async def append(self, pieces: Sequence[memoryview | bytes]) -> None:
-        size = sum(map(len, pieces))
-        evicted = self.store.take_room(size, await self.store.count_free(size))
-        self.size += size
-        if evicted:
-            await finish(self.store.unlink(evicted))
+        stop = self._hasher.size + sum(map(len, pieces))
+        if (more := stop - self.size) > 0:
+            evicted = self.store.take_room(more, await self.store.count_free(more))
+            self.size = stop
+            if evicted:
+                await finish(self.store.unlink(evicted))
         await finish(self.store.in_thread(self._write, pieces))
 
     async def publish(self, facts: Mapping[str, str], *, is_scratch: bool) -> ObjectMeta:
@@ -410,8 +452,8 @@ class ResultSpool:
         )
 
         async def commit() -> None:
-            await self.store.in_thread(_write_all, self.descriptor, pack(trailer), hasher.size)
-            await self.store.adopt(self, trailer, is_scratch=is_scratch)
+            await self.store.in_thread(_end, self.descriptor, pack(trailer), hasher.size)
+            self._entry = await self.store.adopt(self, trailer, is_scratch=is_scratch)
             self._is_there = False
 
         await finish(commit())
@@ -425,6 +467,8 @@ class ResultSpool:
 
     def close(self) -> None:
         os.close(self.descriptor)
+        if self._entry is not None:
+            self.store.let_go(self._entry)
 
     def _write(self, pieces: Sequence[memoryview | bytes]) -> None:
         offset = self._hasher.size
@@ -439,6 +483,15 @@ class ResultSpool:
 
 def _create(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+
+def _take_over(path: Path, new: Path) -> int:
+    """The file of a result for a spool; a fresh one where somebody has tidied up by hand."""
+    try:
+        os.rename(path, new)
+    except FileNotFoundError:
+        return _create(new)
+    return os.open(new, os.O_RDWR | os.O_CLOEXEC)
 
 
 def _open(path: Path) -> int | None:
@@ -466,6 +519,12 @@ def _write_all(descriptor: int, data: memoryview | bytes, offset: int) -> None:
     while view:
         written = os.pwrite(descriptor, view, offset)
         view, offset = view[written:], offset + written
+
+
+def _end(descriptor: int, trailer: bytes, offset: int) -> None:
+    """Write what stands behind the payload, and cut off what an earlier result had there."""
+    _write_all(descriptor, trailer, offset)
+    os.ftruncate(descriptor, offset + len(trailer))
 
 
 def _unlink_all(paths: Sequence[Path]) -> None:
