@@ -4,6 +4,8 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -77,6 +79,26 @@ def test_parts_that_are_cut_go_on(serving: Serving, tmp_path: Path) -> None:
     array = np.zeros(len(BODY), np.uint8)
     assert client.object(URI).read_into(array, connections=3) == len(BODY)
     assert array.tobytes() == BODY
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_an_interrupt_ends_a_download_whose_parts_are_not_answered(
+    serving: Serving, tmp_path: Path, is_refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the silence that an answer may have nor the time until the next try is waited out: both are minutes."""
+    monkeypatch.setattr(http, "BUSY_WAITS", (1000.0,))
+    node, client = serving(BODY)
+    busy = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
+    node.spoil = lambda number, right: (busy if is_refused else None) if number else right
+
+    def interrupt(number: int) -> None:
+        if number == 3:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    node.before = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        client.object(URI).download(tmp_path / "file", connections=4)
+    assert "file" not in files_of(tmp_path)
 
 
 def test_parts_of_two_versions_are_never_put_together(serving: Serving, tmp_path: Path) -> None:

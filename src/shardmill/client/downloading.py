@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from shardmill.client.answers import TruncatedBody
+from shardmill.client.leash import Leash
 from shardmill.client.reading import ObjectReader, PlainBody
 from shardmill.client.uploads import BLOCK, new_hash
 from shardmill.core.errors import BadRequest, Conflict, CorruptObject
@@ -102,6 +103,7 @@ class Fetch:
         self._progress = progress
         self._on_frontier = on_frontier
         self._lock = threading.Lock()
+        self._leashes: list[Leash] = []
         self._open: set[PlainBody] = set()
         self._unfinished: dict[int, int] = {}
         """Start of each part that was claimed → how far it has come."""
@@ -152,8 +154,11 @@ class Fetch:
             self._bring(self._reader.readinto, first)
             # The rest that is on its way goes unread; others are at it.
             self._reader.close()
+        leash = Leash()
+        with self._lock:
+            self._leashes.append(leash)
         while (part := self._claim()) is not None:
-            body = self._reader.ranged(*part)
+            body = self._reader.ranged(*part, leash)
             try:
                 with self._lock:
                     self._open.add(body)
@@ -198,6 +203,8 @@ class Fetch:
     def _stop(self) -> None:
         with self._lock:
             self._is_stopped = True
+            for leash in self._leashes:
+                leash.pull()
             for body in self._open:
                 body.interrupt()
         self._reader.interrupt()

@@ -22,6 +22,7 @@ from shardmill import __version__
 from shardmill.client.answers import Answer, NodeUnreachable, TruncatedBody
 from shardmill.client.connection import Connection, ConnectionEnded, Unsent, WireError
 from shardmill.client.framing import Sized, framing_of
+from shardmill.client.leash import Leash
 from shardmill.client.uploads import BytesUpload, Stopped, Upload, UploadFailed
 from shardmill.core.api import ErrorBody
 from shardmill.core.errors import BadRequest, ShardmillError, error_from_wire, error_types
@@ -73,6 +74,7 @@ class Transport:
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
         body: bytes | Upload | None = None,
+        leash: Leash | None = None,
     ) -> Answer:
         """Send one request and return its answer, whose status is below 300.
 
@@ -84,10 +86,12 @@ class Transport:
             query: Encoded here.
             headers: Beside those that every request has.
             body: Of a PUT or POST.
+            leash: Another thread may end the waiting by it, but for that of a connection to be made.
 
         Raises:
             NodeUnreachable: Nobody answers.
             ShardmillError: What the node answered.
+            TruncatedBody: The leash was pulled.
         """
         target = self._base + path + (f"?{urlencode(query)}" if query else "")
         upload = BytesUpload(body) if isinstance(body, bytes) else body
@@ -95,12 +99,12 @@ class Transport:
         refused, busy = iter(REFUSED_WAITS), iter(BUSY_WAITS)
         while True:
             try:
-                answer = self._send(method, request, upload)
+                answer = self._send(method, request, upload, leash)
             except NodeUnreachable as error:
                 wait = next(refused, None) if _may_repeat(method, error) else None
                 if wait is None:
                     raise
-                time.sleep(wait)
+                _pause(wait, leash)
                 continue
             if answer.status < 300:
                 return answer
@@ -111,7 +115,7 @@ class Transport:
             if wait is None or (told is not None and told > MAX_RETRY_AFTER):
                 raise refusal
             # Whoever was sent away together does not come back together.
-            time.sleep((wait if told is None else told) * random.uniform(1.0, 1.2))
+            _pause((wait if told is None else told) * random.uniform(1.0, 1.2), leash)
 
     def tell(self, path: str, body: bytes, *, seconds: float) -> None:
         """POST what the node may as well never hear: no retry, no error, and no longer than `seconds` a step."""
@@ -120,7 +124,7 @@ class Transport:
         try:
             connection = self._connect(seconds, seconds)
             with contextlib.closing(connection):
-                self._exchange(connection, "POST", request, upload).read_all()
+                self._exchange(connection, "POST", request, upload, None).read_all()
         except (NodeUnreachable, TruncatedBody):
             pass
 
@@ -161,19 +165,23 @@ class Transport:
         head = f"{method} {target} HTTP/1.1\r\n{self._fields}{fields}\r\n".encode("latin-1")
         return head if body is None else head + body.inline
 
-    def _send(self, method: str, request: bytes, body: Upload | None) -> Answer:
+    def _send(self, method: str, request: bytes, body: Upload | None, leash: Leash | None) -> Answer:
         connection = self._idle_connection()
         if connection is not None:
             try:
-                return self._exchange(connection, method, request, body)
+                return self._exchange(connection, method, request, body, leash)
             except NodeUnreachable as error:
                 # The node may have closed it just now; only a fresh connection tells.
                 if not isinstance(error.__cause__, Unsent) and not _may_repeat(method, error):
                     raise
-        return self._exchange(self._connect(CONNECT_SECONDS, SILENCE_SECONDS), method, request, body)
+        return self._exchange(self._connect(CONNECT_SECONDS, SILENCE_SECONDS), method, request, body, leash)
 
-    def _exchange(self, connection: Connection, method: str, request: bytes, body: Upload | None) -> Answer:
+    def _exchange(
+        self, connection: Connection, method: str, request: bytes, body: Upload | None, leash: Leash | None
+    ) -> Answer:
         try:
+            if leash is not None:
+                leash.hold(connection)
             connection.send_first(request)
             is_sent = body is None or _send_body(connection, body)
             head = connection.read_head()
@@ -190,6 +198,9 @@ class Transport:
         except BaseException:
             connection.close()
             raise
+        finally:
+            if leash is not None:
+                leash.hold(None)
         if framing is None and head.status < 400:
             connection.close()
             raise TruncatedBody("the answer has neither a length nor chunks, so its end could not be told from a cut")
@@ -240,6 +251,13 @@ class Transport:
             return f"what answers at {self.endpoint} is no node: {error}"
         what = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
         return f"the node at {self.endpoint} closed the connection without an answer ({what})"
+
+
+def _pause(seconds: float, leash: Leash | None) -> None:
+    if leash is None:
+        time.sleep(seconds)
+    else:
+        leash.wait(seconds)
 
 
 def _send_body(connection: Connection, body: Upload) -> bool:

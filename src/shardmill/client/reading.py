@@ -3,7 +3,6 @@
 import functools
 import io
 import re
-import time
 from collections.abc import Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from shardmill.client.answers import Answer, NodeUnreachable, TruncatedBody, gather
 from shardmill.client.continuing import WAITS, ShardBody
 from shardmill.client.http import Transport
+from shardmill.client.leash import Leash
 from shardmill.client.uploads import BLOCK
 from shardmill.core.errors import BadRequest, Conflict, PreconditionFailed
 from shardmill.core.meta import ObjectMeta
@@ -34,10 +34,17 @@ class PlainBody:
     back within seconds; in a forked child, whose parent owns the connection, likewise.
     """
 
-    __slots__ = ("_answer", "_is_interrupted", "_path", "_resumes", "_stop", "_transport", "_what", "etag", "position")
+    __slots__ = ("_answer", "_leash", "_path", "_resumes", "_stop", "_transport", "_what", "etag", "position")
 
     def __init__(
-        self, transport: Transport, what: object, path: str, answer: Answer, start: int = 0, stop: int | None = None
+        self,
+        transport: Transport,
+        what: object,
+        path: str,
+        answer: Answer,
+        start: int = 0,
+        stop: int | None = None,
+        leash: Leash | None = None,
     ) -> None:
         """Args:
         transport: Where the rest is asked for.
@@ -46,6 +53,7 @@ class PlainBody:
         answer: Has the bytes from `start` on; closed by this.
         start: Where they begin.
         stop: One past the last; None: the object's end.
+        leash: By which whoever interrupts it ends its tries to go on; None: one of its own.
         """
         self._transport = transport
         self._what = what
@@ -53,7 +61,7 @@ class PlainBody:
         self._answer = answer
         self._stop = stop
         self._resumes = 0
-        self._is_interrupted = False
+        self._leash = leash or Leash()
         self.position = start
         """Of the next byte in the object."""
         self.etag = strong_etag(answer.headers)
@@ -108,7 +116,7 @@ class PlainBody:
 
     def interrupt(self) -> None:
         """Make whoever reads this in another thread stop with TruncatedBody."""
-        self._is_interrupted = True
+        self._leash.pull()
         self._answer.interrupt()
 
     def close(self) -> None:
@@ -121,14 +129,14 @@ class PlainBody:
 
     def _resume(self, error: TruncatedBody) -> None:
         """Go on where it was cut; what has no ETag cannot be gone on with and raises."""
-        if self.etag is None or self._resumes >= MAX_RESUMES or self._is_interrupted:
+        if self.etag is None or self._resumes >= MAX_RESUMES or self._leash.is_pulled:
             raise error
         self._resumes += 1
         for wait in WAITS:
             try:
                 self._ask()
             except NodeUnreachable:
-                time.sleep(wait)
+                self._leash.wait(wait)
             else:
                 return
         raise error
@@ -136,7 +144,7 @@ class PlainBody:
     def _ask(self) -> None:
         wanted = ByteRange(self.position, self._stop)
         headers = {"Range": str(wanted), "If-Range": f'"{self.etag}"'}
-        answer = self._transport.request("GET", self._path, headers=headers)
+        answer = self._transport.request("GET", self._path, headers=headers, leash=self._leash)
         if strong_etag(answer.headers) != self.etag:
             answer.close()
             raise _changed(self._what)
@@ -237,19 +245,20 @@ class ObjectReader(io.BufferedIOBase):
         """Of the next byte in the object; 0 for a transformed shard that is being made, as long as it was not read."""
         return self._body.position if isinstance(self._body, PlainBody) else 0
 
-    def ranged(self, start: int, stop: int) -> PlainBody:
+    def ranged(self, start: int, stop: int, leash: Leash) -> PlainBody:
         """Bytes [start, stop) of the same version, by another connection; the caller closes it.
 
         Raises:
             Conflict: It has another version by now.
+            TruncatedBody: The leash was pulled, here or while the body was read.
         """
         wanted = ByteRange(start, stop)
         headers = {"Range": str(wanted), "If-Match": f'"{self.meta.etag}"'}
         try:
-            answer = self._transport.request("GET", self._path, headers=headers)
+            answer = self._transport.request("GET", self._path, headers=headers, leash=leash)
         except PreconditionFailed:
             raise _changed(self._ref) from None
-        body = PlainBody(self._transport, self._ref, self._path, answer, start, stop)
+        body = PlainBody(self._transport, self._ref, self._path, answer, start, stop, leash)
         if body.etag != self.meta.etag:
             body.close()
             raise _changed(self._ref)
