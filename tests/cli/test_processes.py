@@ -173,6 +173,43 @@ def test_ctrl_c_while_a_shard_is_transformed_leaves_no_file(environ: dict[str, s
     assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]
 
 
+def test_ctrl_c_while_several_are_transformed_ends_at_once(environ: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW.replace("0.2", "3.0"))
+    assert run("transform", "add", "slow.py:slow", "--name", "slower", environ=environ, cwd=tmp_path).returncode == 0
+    command: list[str | Path] = [SHARDMILL, "get", "-r", f"{IMAGENET}/", "all", "--transform", "slower"]
+    process = subprocess.Popen(command, env=environ, cwd=tmp_path, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    with process, contextlib.closing(process.stderr):
+        while not list(tmp_path.glob("all/.*.part")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        # A shard takes longer than this by far.
+        assert process.wait(30) == 130
+    assert not list(tmp_path.glob("all/[!.]*"))
+
+
+@pytest.mark.parametrize("more", [(), ("--range", "0-9"), ("--member",)])
+def test_what_is_no_file_is_written_to_and_stays(
+    environ: dict[str, str], tmp_path: Path, shards: Path, more: tuple[str, ...]
+) -> None:
+    """A pipe by its name, and by the name of an open descriptor; /dev/null is spared where this runs as root."""
+    if more == ("--member",):
+        with tarfile.open(shards / SHARD) as archive:
+            more = ("--member", archive.getnames()[1])
+    data = run("get", f"{IMAGENET}/{SHARD}", "-", *more, environ=environ, cwd=tmp_path).stdout
+    assert data
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    line = f"'{SHARDMILL}' get {IMAGENET}/{SHARD} pipe {' '.join(more)} & cat pipe; wait $!"
+    done = shell(line, environ, tmp_path)
+    assert (done.returncode, done.stdout) == (0, data), done.stderr
+    assert pipe.is_fifo()
+    done = run("get", f"{IMAGENET}/{SHARD}", "/dev/stdout", *more, environ=environ, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, data), done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pipe"]
+
+
 def test_a_transform_cut_in_mid_stream_names_sample_and_line(environ: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(SLOW)
     assert (

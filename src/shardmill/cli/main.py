@@ -8,6 +8,7 @@ import importlib.util
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Annotated, NoReturn
 
@@ -30,6 +31,7 @@ from shardmill.core.errors import (
 from shardmill.shards.tar import TarError
 from shardmill.testing.node import NodeFailed
 
+INTERRUPTED = 130  # as a shell counts SIGINT
 HINTS: dict[type[ShardmillError], str] = {
     BucketNotFound: "`shardmill ls` shows the buckets",
     MemberNotFound: "`shardmill ls --members URI` shows what is there",
@@ -90,7 +92,12 @@ def _root(
 
 def main() -> NoReturn:
     """Entry point of the script."""
-    sys.exit(run(sys.argv[1:]))
+    status = run(sys.argv[1:])
+    if status == INTERRUPTED and threading.active_count() > 1:
+        # Transfers go on in threads that an exit would wait for; whatever they leave is good for the next try.
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -106,7 +113,7 @@ def run(arguments: Sequence[str]) -> int:
             return _end_as_sigpipe()
         raise
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except (BadRequest, ConfigError) as error:
         say(f"shardmill: {error}")
         return 2
@@ -133,7 +140,7 @@ def explain(error: Exception, about: str = "") -> None:
 def _end_of_call(error: Exception) -> int:
     """What typer raises: a wrong call, or an end that is wanted. Anything else is a defect of the program."""
     if type(error).__name__ in ("Abort", "Exit"):
-        return int(getattr(error, "exit_code", 130))
+        return int(getattr(error, "exit_code", INTERRUPTED))
     describe = getattr(error, "format_message", None)
     if describe is None:
         return _end_of_work(error)

@@ -32,7 +32,7 @@ from shardmill.cli.locations import (
 )
 from shardmill.cli.output import Advance, JsonOption, print_json, progress, say, size_text, summary
 from shardmill.client import Client, ObjectReader
-from shardmill.client.downloading import CONNECTIONS, Download
+from shardmill.client.downloading import CONNECTIONS, Download, is_special
 from shardmill.core.errors import BadRequest, ObjectNotFound
 from shardmill.core.jobs import JobPlan
 from shardmill.core.ranges import ByteRange
@@ -383,6 +383,9 @@ def _get_range(location: Location, target: str | None, text: str) -> None:
         sys.stdout.buffer.flush()
         return
     path = _file_for(location, target)
+    if is_special(path):
+        path.write_bytes(data)
+        return
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     part.write_bytes(data)
     os.replace(part, path)
@@ -402,11 +405,14 @@ def _in_parallel(works: Sequence[Callable[[], _Result]]) -> list[_Result]:
     """Do them all, a few at a time, and give their results in order; the first failure stops what has not begun."""
     if len(works) == 1:
         return [works[0]()]
-    with ThreadPoolExecutor(PARALLEL, thread_name_prefix="transfer") as threads:
-        futures = [threads.submit(work) for work in works]
-        try:
-            wait(futures, return_when=FIRST_EXCEPTION)
-        finally:
-            threads.shutdown(wait=True, cancel_futures=True)
+    threads = ThreadPoolExecutor(PARALLEL, thread_name_prefix="transfer")
+    futures = [threads.submit(work) for work in works]
+    try:
+        wait(futures, return_when=FIRST_EXCEPTION)
+    except BaseException:
+        # Who is interrupted does not wait for what is being transferred; the end of the process ends it.
+        threads.shutdown(wait=False, cancel_futures=True)
+        raise
+    threads.shutdown(wait=True, cancel_futures=True)
     failed = next((future for future in futures if not future.cancelled() and future.exception()), None)
     return [failed.result()] if failed is not None else [future.result() for future in futures]

@@ -7,12 +7,13 @@ import contextlib
 import fcntl
 import glob
 import os
+import stat
 import threading
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from hashlib import blake2b
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from shardmill.client.answers import TruncatedBody
 from shardmill.client.leash import Leash
@@ -59,6 +60,23 @@ class FileSink:
                 watch(filled)
             if filled < wanted:
                 break
+        return position
+
+
+class StreamSink:
+    """What takes bytes in their order only: a pipe, a device; whoever opened it closes it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def receive(self, read: Read, start: int, stop: int | None, watch: Progress) -> int:
+        buffer = memoryview(bytearray(BLOCK))
+        position = start
+        while (stop is None or position < stop) and (count := read(buffer)):
+            self._file.write(buffer[:count])
+            self._file.flush()
+            position += count
+            watch(count)
         return position
 
 
@@ -213,6 +231,8 @@ class Fetch:
 class Download:
     """An open object on its way into a file, which appears under its name when it is whole.
 
+    A device or a pipe is written to as bytes come, and stays what it is.
+
     *Recovery:* what an earlier try left of the same version lies beside the file and is gone on with.
 
     Args:
@@ -244,6 +264,9 @@ class Download:
             Conflict, TruncatedBody: As `Fetch.run`.
             CorruptObject: What arrived has another checksum than the node's; nothing of it is kept.
         """
+        if is_special(self._target):
+            with self._target.open("wb") as file:
+                return Fetch(self._reader, StreamSink(file), connections=1, progress=self._progress).run()
         self._target.parent.mkdir(parents=True, exist_ok=True)
         descriptor, start = self._take_up()
         try:
@@ -344,6 +367,17 @@ class Download:
         if f"xxh3:{hasher.hexdigest()}" != expected:
             path.unlink()
             raise CorruptObject(f"{self._reader.meta.key} arrived with other bytes than the node has; get it again")
+
+
+def is_special(path: Path) -> bool:
+    """Whether a path is of a device, a pipe or an open descriptor, which no file may take the place of."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    # A link like /dev/stdout must stay even where a regular file is behind it.
+    is_descriptor = path.is_symlink() and path.parent.resolve().parts[1:2] in (("dev",), ("proc",))
+    return is_descriptor or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def read_into(reader: ObjectReader, view: memoryview, *, connections: int) -> int:
