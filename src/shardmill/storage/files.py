@@ -74,6 +74,14 @@ def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
         view = view[os.write(descriptor, view) :]
 
 
+def write_all_at(descriptor: int, data: bytes | bytearray | memoryview, offset: int) -> None:
+    """As `write_all`, from that byte of the file on."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
 def reserve(descriptor: int, size: int) -> None:
     """Take the space now, so that a full disk is known before the upload is read; not everywhere possible."""
     if size <= 0:

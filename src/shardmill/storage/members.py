@@ -25,6 +25,7 @@ from shardmill.core.refs import ObjectRef
 from shardmill.core.sources import Source
 from shardmill.shards.members import BadIndex, IndexBuilder, MemberIndex
 from shardmill.shards.tar import TarError
+from shardmill.storage.files import write_all
 from shardmill.storage.steps import finish
 
 logger = logging.getLogger(__name__)
@@ -331,9 +332,7 @@ def _write(path: Path, pieces: list[bytes]) -> None:
     try:
         with open(temporary, "xb", buffering=0) as file:
             for piece in pieces:
-                view = memoryview(piece)
-                while view:
-                    view = view[file.write(view) :]
+                write_all(file.fileno(), piece)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from typing import TypeVar
 from shardmill.core.errors import CorruptObject, InsufficientStorage
 from shardmill.core.meta import ObjectMeta
 from shardmill.core.sources import ResultEntry, ResultStatistics
-from shardmill.storage.files import disk_errors
+from shardmill.storage.files import disk_errors, write_all_at
 from shardmill.storage.pool import PoolSource, VerifiedBlocks
 from shardmill.storage.reuse import UNREAD, Unread
 from shardmill.storage.steps import finish, opened
@@ -474,7 +474,7 @@ class ResultSpool:
         offset = self._hasher.size
         for piece in pieces:
             # One call for all costs ext4 three times as much, as it then copies in small steps.
-            _write_all(self.descriptor, piece, offset)
+            write_all_at(self.descriptor, piece, offset)
             offset += len(piece)
         # Only what is written whole counts, so that a full disk leaves a consistent prefix.
         for piece in pieces:
@@ -514,16 +514,9 @@ def _free_space(path: Path) -> int:
     return status.f_bavail * status.f_frsize - min(int(share * status.f_blocks * status.f_frsize), most)
 
 
-def _write_all(descriptor: int, data: memoryview | bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written
-
-
 def _end(descriptor: int, trailer: bytes, offset: int) -> None:
     """Write what stands behind the payload, and cut off what an earlier result had there."""
-    _write_all(descriptor, trailer, offset)
+    write_all_at(descriptor, trailer, offset)
     os.ftruncate(descriptor, offset + len(trailer))
 
 

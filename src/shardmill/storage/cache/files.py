@@ -10,7 +10,7 @@ import xxhash
 from shardmill.core.errors import CorruptObject
 from shardmill.storage.cache.blocks import Blocks
 from shardmill.storage.cache.record import CacheRecord, begin_log, pack_record, read_record
-from shardmill.storage.files import disk_errors, write_all
+from shardmill.storage.files import disk_errors, write_all, write_all_at
 from shardmill.storage.trailer import BLOCK
 
 
@@ -84,10 +84,7 @@ def open_part(path: Path, log: Path, record: CacheRecord, *, is_new: bool) -> Op
 
 def publish(descriptor: int, path: Path, log: Path, record: CacheRecord, hashes: bytes) -> Path:
     """Make a file that has no holes any more a finished one; returns where it is then."""
-    packed = pack_record(record, hashes)
-    written = 0
-    while written < len(packed):
-        written += os.pwrite(descriptor, packed[written:], record.size + written)
+    write_all_at(descriptor, pack_record(record, hashes), record.size)
     final = path.parent.parent / path.name[:2] / path.name
     final.parent.mkdir(exist_ok=True)
     os.rename(path, final)
