@@ -23,6 +23,7 @@ from benchmarks import (
     transforms,
     writing,
 )
+from benchmarks.processes import end_when_told
 from benchmarks.table import Row, markdown
 from benchmarks.transforms import Setting
 
@@ -36,6 +37,7 @@ NGINX = ("members", "plane", "remote", "writing")
 def main() -> None:
     """Measure, print, keep."""
     arguments = _parse()
+    end_when_told()
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         # Two processes with two threads each would be slower, and no limit to compare with.
         os.environ.setdefault(name, "1")

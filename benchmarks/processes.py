@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 END_SECONDS = 10.0
+_ENDS = (signal.SIGTERM, signal.SIGHUP)
 _TICK = 1 / os.sysconf("SC_CLK_TCK")
 
 
@@ -69,6 +70,19 @@ def grouped(
                 _end(process)
     finally:
         assert process.poll() is not None
+
+
+def end_when_told() -> None:
+    """Have SIGTERM and SIGHUP unwind the program as an interrupt does, so that what it has started is ended with it."""
+
+    def leave(number: int, _: object) -> None:
+        # Told again, as `make` and a shell both do it, it goes on ending.
+        for other in _ENDS:
+            signal.signal(other, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    for number in _ENDS:
+        signal.signal(number, leave)
 
 
 def _end(process: "subprocess.Popen[str]") -> None:

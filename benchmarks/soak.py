@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from benchmarks.processes import end_when_told
 from shardmill import Client
 from shardmill.cli.metrics import Metrics
 from shardmill.testing.node import RunningNode, running_node
@@ -521,6 +522,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.shards is None:
         raise SystemExit("name a directory of JPEG shards (jpg and cls): --shards DIR")
+    end_when_told()
     print(f"seed {arguments.seed}", flush=True)
     paths = sorted(Path(arguments.shards).glob("*.tar"))
     report = soak(paths, arguments.minutes * 60, seed=arguments.seed)

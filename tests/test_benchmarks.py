@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import tarfile
@@ -183,6 +184,26 @@ def test_a_measured_process_ends_with_what_it_has_started() -> None:
     # Whoever inherits it may take a moment to collect it.
     deadline = time.monotonic() + 10
     while is_alive(child):
+        assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_benchmark_that_is_ended_ends_what_it_measures(number: signal.Signals) -> None:
+    code = (
+        "import sys; from benchmarks.processes import end_when_told, spoken; end_when_told()\n"
+        "inner = 'import sys; print(\"ready\", flush=True); sys.stdin.read()'\n"
+        "with spoken([sys.executable, '-c', inner]) as process:\n"
+        "    print('ready', process.pid, flush=True); sys.stdin.readline()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=page.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as program:
+        assert program.stdout is not None
+        measured = int(program.stdout.readline().split()[1])
+        program.send_signal(number)
+        assert program.wait(30) == 128 + number
+    deadline = time.monotonic() + 10
+    while is_alive(measured):
         assert time.monotonic() < deadline
 
 
