@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from shardmill.client import Client
@@ -45,12 +46,9 @@ class ScriptedNode:
                         pass
 
     def _answer(self, connection: socket.socket) -> bool:
-        head = b""
-        while b"\r\n\r\n" not in head:
-            data = connection.recv(1 << 16)
-            if not data:
-                return False
-            head += data
+        head = read_request(connection)
+        if not head:
+            return False
         self.requests.append(head)
         answer = self._script.pop(0)
         if answer is None:
@@ -72,7 +70,60 @@ def chunked(*pieces: bytes, end: bytes = b"0\r\n\r\n") -> bytes:
     return head + b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + end
 
 
-class ObjectNode:
+class ThreadedServer(ABC):
+    """Serves every connection in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.connections: list[socket.socket] = []
+        """All that there have been."""
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def close(self) -> None:
+        """Answer nothing more; whoever is being served finds the connection ended."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._threads[0].join()
+        for connection in self.connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+
+    @abstractmethod
+    def serve(self, connection: socket.socket) -> None:
+        """Answer what comes over a connection, which the caller closes."""
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections.append(connection)
+            thread = threading.Thread(target=self._serve, args=(connection,))
+            thread.start()
+            self._threads.append(thread)
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            self.serve(connection)
+
+
+def read_request(connection: socket.socket) -> bytes:
+    """The next head; empty when there is none."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        more = connection.recv(65536)
+        if not more:
+            return b""
+        data += more
+    return data
+
+
+class ObjectNode(ThreadedServer):
     """Serves one object with ranges and an ETag to many connections at once, and misbehaves as it is told."""
 
     def __init__(self, body: bytes, *, is_chunked: bool = False) -> None:
@@ -85,58 +136,22 @@ class ObjectNode:
         self.before: Callable[[int], None] = lambda _: None
         """Called with the number of a request before it is answered."""
         self._lock = threading.Lock()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._connections: list[socket.socket] = []
-        self._threads = [threading.Thread(target=self._accept)]
-        self._threads[0].start()
+        super().__init__()
 
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._threads[0].join()
-        for connection in self._connections:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
+    def serve(self, connection: socket.socket) -> None:
+        while head := read_request(connection):
+            with self._lock:
+                number = len(self.requests)
+                self.requests.append(head)
+                self.before(number)
+                right = self._answer(head)
+            sent = self.spoil(number, right)
+            if sent is None:
+                connection.recv(1)
                 return
-            self._connections.append(connection)
-            thread = threading.Thread(target=self._serve, args=(connection,))
-            thread.start()
-            self._threads.append(thread)
-
-    def _serve(self, connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError):
-            while head := self._read_head(connection):
-                with self._lock:
-                    number = len(self.requests)
-                    self.requests.append(head)
-                    self.before(number)
-                    right = self._answer(head)
-                sent = self.spoil(number, right)
-                if sent is None:
-                    connection.recv(1)
-                    return
-                connection.sendall(sent)
-                if len(sent) < len(right):
-                    return
-
-    @staticmethod
-    def _read_head(connection: socket.socket) -> bytes:
-        data = b""
-        while b"\r\n\r\n" not in data:
-            more = connection.recv(65536)
-            if not more:
-                return b""
-            data += more
-        return data
+            connection.sendall(sent)
+            if len(sent) < len(right):
+                return
 
     def _answer(self, head: bytes) -> bytes:
         lines = head.decode().split("\r\n")

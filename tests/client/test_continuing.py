@@ -1,10 +1,8 @@
 """A transformed shard that is cut goes on at its sample with the same bytes, or says why not."""
 
-import contextlib
 import io
 import socket
 import tarfile
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 from shardmill.client import Client, TruncatedBody
 from shardmill.core.errors import Conflict, TransformFailed
 from shardmill.testing.node import RunningNode, running_node
+from tests.client.scripted import ThreadedServer, read_request
 
 SHARD = "gs://own/shard.tar"
 SAMPLES = 40
@@ -48,7 +47,7 @@ def fail_sometimes(sample):
 """
 
 
-class CuttingProxy:
+class CuttingProxy(ThreadedServer):
     """Passes connections on to a node and cuts answers of transformed shards after a number of bytes."""
 
     def __init__(self, target: str) -> None:
@@ -57,56 +56,24 @@ class CuttingProxy:
         self.cuts: list[int] = []
         """Bytes after which the next answers are cut."""
         self.requests: list[bytes] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._threads: list[threading.Thread] = []
-        self._accepting = threading.Thread(target=self._accept)
-        self._accepting.start()
+        super().__init__()
 
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._accepting.join()
-        for thread in self._threads:
-            thread.join()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            thread = threading.Thread(target=self._serve, args=(connection,))
-            thread.start()
-            self._threads.append(thread)
-
-    def _serve(self, connection: socket.socket) -> None:
-        with connection:
-            while request := self._read_request(connection):
-                self.requests.append(request.partition(b"\r\n")[0])
-                is_shard = request.startswith(b"GET /t/")
-                left = self.cuts.pop(0) if is_shard and self.cuts else None
-                try:
-                    with socket.create_connection(self.target) as node:
-                        node.sendall(request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1))
-                        while data := node.recv(65536):
-                            if left is not None:
-                                data = data[:left]
-                                left -= len(data)
-                            connection.sendall(data)
-                            if left == 0:
-                                return
-                except OSError:
+    def serve(self, connection: socket.socket) -> None:
+        request = read_request(connection)
+        if not request:
+            return
+        self.requests.append(request.partition(b"\r\n")[0])
+        is_shard = request.startswith(b"GET /t/")
+        left = self.cuts.pop(0) if is_shard and self.cuts else None
+        with socket.create_connection(self.target) as node:
+            node.sendall(request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1))
+            while data := node.recv(65536):
+                if left is not None:
+                    data = data[:left]
+                    left -= len(data)
+                connection.sendall(data)
+                if left == 0:
                     return
-                return
-
-    @staticmethod
-    def _read_request(connection: socket.socket) -> bytes:
-        data = b""
-        with contextlib.suppress(OSError):
-            while b"\r\n\r\n" not in data and (more := connection.recv(65536)):
-                data += more
-        return data
 
 
 @pytest.fixture(scope="module")

@@ -70,7 +70,7 @@ def test_a_large_object_comes_by_several_connections_each_part_once(serving: Ser
         PART * number for number in range(1, 21)
     ]
     assert all(b'If-Match: "v1"\r\n' in head for head in others)
-    assert 2 <= len(node._connections) <= 1 + 4
+    assert 2 <= len(node.connections) <= 1 + 4
 
 
 def test_parts_that_are_cut_go_on(serving: Serving, tmp_path: Path) -> None:

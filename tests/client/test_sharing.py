@@ -40,9 +40,9 @@ def test_a_child_reads_by_connections_of_its_own_and_leaves_its_parents_alone(se
     node, client = serving(BODY)
     assert client.object(URI).read() == BODY
     assert in_child(lambda: client.object(URI).read()) == BODY
-    assert len(node._connections) == 2
+    assert len(node.connections) == 2
     assert client.object(URI).read() == BODY
-    assert len(node._connections) == 2
+    assert len(node.connections) == 2
 
 
 def test_an_open_body_is_read_to_its_end_on_both_sides_of_a_fork(serving: Serving) -> None:
@@ -53,7 +53,7 @@ def test_an_open_body_is_read_to_its_end_on_both_sides_of_a_fork(serving: Servin
         assert first + reader.read() == BODY
     assert [b"If-Range" in request for request in node.requests] == [False, True]
     assert client.object(URI).read() == BODY
-    assert len(node._connections) == 2
+    assert len(node.connections) == 2
 
 
 def test_a_child_that_leaves_a_body_does_not_end_its_parents(serving: Serving) -> None:

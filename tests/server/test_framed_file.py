@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardmill.server.framed_file import FramedFile
-from tests.shards.test_stops import framed, missed_by_tarfile, payloads
+from tests.etl.judges import tarfile_is_content
+from tests.shards.test_stops import framed, payloads
 
 NAMES = st.sampled_from(["0001.cls", "0001.jpg", "k" * 150 + ".json"])
 SIZES = st.sampled_from([0, 1, 3, 512, 2050, 9000, 70_000, 200_000, 700_000])
@@ -84,7 +85,7 @@ def test_every_byte_arrives_and_no_stop_looks_complete(
     last = max((offset + size for offset, size in payloads(data) if size), default=0)
     for stop in sender.stops:
         if 0 < stop < last:
-            assert not missed_by_tarfile(data[:stop]), stop
+            assert not tarfile_is_content(data[:stop]), stop
 
 
 def test_large_payloads_are_not_read() -> None:

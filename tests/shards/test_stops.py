@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from shardmill.shards import FramedField, end_padding, frame_into, framed_size
 from shardmill.shards.payloads import BytesPayload
 from shardmill.shards.stops import WHOLE, Stretch, Stretches
+from tests.etl.judges import tarfile_is_content
 
 NAMES = st.sampled_from(["0001.cls", "0001.jpg", "a/b.txt", "ä" * 40 + ".npy", "k" * 150 + ".json"])
 SIZES = st.sampled_from([0, 1, 2, 511, 512, 513, 2047, 2048, 2049, 2050, 9000, 40_000])
@@ -43,18 +44,6 @@ def stretches(data: bytes, steps: list[int]) -> list[Stretch]:
     return [*found, *cutter.finish()]
 
 
-def missed_by_tarfile(data: bytes) -> bool:
-    """Whether Python's reader takes the bytes for a complete archive."""
-    try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r|") as archive:
-            for member in archive:
-                if (file := archive.extractfile(member)) is not None:
-                    file.read()
-    except tarfile.TarError:
-        return False
-    return True
-
-
 @settings(deadline=None)
 @given(st.lists(st.tuples(NAMES, SIZES), max_size=12), st.lists(st.integers(1, 20_000), min_size=1, max_size=4))
 def test_the_stretches_are_the_stream(members: list[tuple[str, int]], steps: list[int]) -> None:
@@ -78,7 +67,7 @@ def test_no_allowed_stop_before_the_last_payload_looks_complete(
         position += len(piece.data)
     for stop in sorted(set(stops)):
         if 0 < stop < last:
-            assert not missed_by_tarfile(data[:stop]), stop
+            assert not tarfile_is_content(data[:stop]), stop
 
 
 def test_nothing_is_held_that_a_reader_may_have_already() -> None:
