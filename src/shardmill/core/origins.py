@@ -4,12 +4,14 @@ A read gives bytes of exactly one version, or raises: pieces that end without an
 asked for. Time-outs, retries with back-off and the resuming of broken bodies are the origin's own affair, and bounded.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 from shardmill.core.meta import ListPage
+
+Value = TypeVar("Value")
 
 Validator = Literal["strong", "dated", "none"]
 """What a version is known by: an ETag; size and date of change; or nothing that a change would show in."""
@@ -65,6 +67,38 @@ class OriginRead(Protocol):
         Raises:
             ObjectChanged: The object was replaced meanwhile; what came is good, of the old version.
             BackendUnavailable: It broke off or stalled and could not be resumed, or was shorter than announced.
+        """
+        ...
+
+
+class InThread(Protocol):
+    """Runs a blocking call in a thread."""
+
+    def __call__(self, call: Callable[..., Value], *arguments: object) -> Awaitable[Value]: ...
+
+
+@runtime_checkable
+class DrawnRead(OriginRead, Protocol):
+    """One that can also be had in threads, which do there what is to be done with the bytes."""
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether that costs less than to walk it; to be asked before the first piece."""
+        ...
+
+    async def draw(self, give: Callable[[memoryview], None], most: int, in_thread: InThread) -> int:
+        """Receive some of the bytes that were asked for; in place of walking it.
+
+        Args:
+            give: Called in a thread with pieces in order, each valid during the call; its errors are raised.
+            most: Bytes, about.
+            in_thread: Of whoever asks.
+
+        Returns:
+            Bytes given; 0: the end that was asked for is reached.
+
+        Raises:
+            ObjectChanged, BackendUnavailable: As of a walk; what was given before is good.
         """
         ...
 

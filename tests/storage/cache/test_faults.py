@@ -16,8 +16,8 @@ from tests.etl.support import IDENTITY
 from tests.storage.cache.support import make
 from tests.storage.cache.test_node import make_shard
 
-SHARD = make_shard(6, 200_000)
-OTHER = make_shard(7, 200_000)
+SHARD = make_shard(6, 500_000)  # long enough to be received by threads
+OTHER = make_shard(7, 500_000)
 
 CONFIG = """
 [origins]

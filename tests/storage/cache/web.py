@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from email.utils import formatdate, parsedate_to_datetime
@@ -13,8 +13,9 @@ from urllib.parse import quote, unquote
 import aiohttp
 
 from shardmill.core.errors import BackendUnavailable, ObjectChanged, ObjectNotFound, RangeNotSatisfiable
-from shardmill.core.origins import OriginFacts, OriginStatistics
+from shardmill.core.origins import InThread, OriginFacts, OriginStatistics
 from shardmill.core.ranges import ByteRange
+from shardmill.storage.origins.drawn import DrawnBody
 
 PIECE = 64 << 10
 
@@ -192,6 +193,15 @@ class _Read:
         whole = answer.status == 200
         self._skip = start if whole else 0
         self._left = float("inf") if stop is None or not whole else stop - start
+        length = answer.content_length or 0
+        size = length if stop is None else min(length, stop - start)
+        drawn = None if self._skip else DrawnBody.take(answer, size, start=start, label=facts.key, idle_seconds=30)
+        self.body = drawn
+        self.is_drawn = drawn is not None
+
+    async def draw(self, give: Callable[[memoryview], None], most: int, in_thread: InThread) -> int:
+        assert self.body is not None
+        return await self.body.draw(give, most, in_thread)
 
     async def __aiter__(self) -> AsyncIterator[memoryview]:
         try:
@@ -210,7 +220,7 @@ class _Read:
 
 
 class WebOrigin:
-    """A client without retries or resumption."""
+    """A client, of long bodies by threads, without retries or resumption."""
 
     def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
         self._url = url
@@ -231,7 +241,12 @@ class WebOrigin:
             facts = self._facts(key, answer)
             if version is not None and facts.version != version:
                 raise ObjectChanged(f"{key} changed")
-            yield _Read(facts, answer, start, stop)
+            reading = _Read(facts, answer, start, stop)
+            try:
+                yield reading
+            finally:
+                if reading.body is not None:
+                    reading.body.close()
 
     def statistics(self) -> OriginStatistics:
         return OriginStatistics(0, 0, {}, 0.0, 0)

@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 
 from shardmill.core.errors import Conflict, ObjectChanged, ObjectNotFound, ServerError, ShardmillError
-from shardmill.core.origins import OriginRead
+from shardmill.core.origins import DrawnRead, OriginRead
 from shardmill.storage.cache.blocks import ARRIVING, WANTED, Blocks
 from shardmill.storage.cache.holding import Holding
-from shardmill.storage.cache.pieces import PieceWriter, Queue, copy, cut
+from shardmill.storage.cache.pieces import PieceWriter, Queue, Taker, copy, cut
 from shardmill.storage.cache.record import CacheRecord
 from shardmill.storage.cache.upstream import Reader, Stream, Upstream, Waiter
 from shardmill.storage.cache.window import Window
@@ -26,6 +26,7 @@ from shardmill.storage.trailer import BLOCK
 PIECE = 32 << 20  # bytes of one read of a large object
 SINGLE = 80 << 20  # bytes; what is no larger comes with one read: a shard of 64 MiB with its headers does
 WORTH_A_VISIT = 2 << 20  # bytes; fewer are not written at once while more arrive
+A_VISIT = 4 << 20  # bytes that a thread receives and writes before readers are told
 NEARLY = 0.8  # share that is there, from which on a fill without readers is finished
 
 
@@ -206,7 +207,10 @@ class Entry(Holding):
             if self.is_versioned and read.facts.version != self.version:
                 raise ObjectChanged(f"{self._label} was replaced at its origin")
             if stream.owned:
-                await copy(read, partial(self._write, stream))
+                if isinstance(read, DrawnRead) and read.is_drawn:
+                    await self._draw(stream, read)
+                else:
+                    await copy(read, partial(self._write, stream))
             if stream.owned:
                 raise ServerError(f"{self._label}: its origin gave fewer bytes than it announced")
             self._is_careful = False
@@ -219,9 +223,24 @@ class Entry(Holding):
         else:
             self._end(stream, None)
 
+    async def _draw(self, stream: Stream, read: DrawnRead) -> None:
+        """What threads receive and write, and word of it to who waits."""
+        assert self._file is not None
+        writer = PieceWriter(self.descriptor, self._file.log, self.meta.size, stream.first * BLOCK)
+        taker = Taker(writer, frozenset(stream.owned), owns_all=len(stream.owned) == stream.last - stream.first)
+        while stream.owned:
+            if self._window is not None:
+                await self._window.wait_for(writer.position)
+            size = await read.draw(taker.take, A_VISIT, self._upstream.in_thread)
+            if not size:
+                return
+            self._upstream.counters.fetched += size
+            self._add(stream, taker.found())
+            self._tell(stream, writer.position)
+            self._upstream.width.add(size, time.monotonic(), len(self._streams))
+
     async def _write(self, stream: Stream, queue: Queue) -> None:
         """A task: pieces to the disk, and word of them to who waits."""
-        blocks, counters = self.blocks, self._upstream.counters
         assert self._file is not None
         writer = PieceWriter(self.descriptor, self._file.log, self.meta.size, stream.first * BLOCK)
         least = 1
@@ -229,7 +248,7 @@ class Entry(Holding):
             # The first bytes at once, then as many as are worth a visit to a thread.
             least = WORTH_A_VISIT
             size = sum(map(len, pieces))
-            counters.fetched += size
+            self._upstream.counters.fetched += size
             for batch in cut(
                 pieces, writer.position, stream.owned, owns_all=len(stream.owned) == stream.last - stream.next
             ):
@@ -239,13 +258,17 @@ class Entry(Holding):
                     # The thread uses the descriptor, so it is waited for.
                     found = await finish(self._upstream.in_thread(writer.write, batch.pieces))
                     self._add(stream, found)
-                    if writer.position % BLOCK:
-                        blocks.begin(writer.position // BLOCK, writer.position % BLOCK)
                 else:
                     writer.position += batch.size
-                stream.next = writer.position // BLOCK
-                self._wake()
+                self._tell(stream, writer.position)
             self._upstream.width.add(size, time.monotonic(), len(self._streams))
+
+    def _tell(self, stream: Stream, position: int) -> None:
+        """A read has come so far."""
+        block = stream.next = position // BLOCK
+        if position % BLOCK and block in stream.owned:
+            self.blocks.begin(block, position % BLOCK)
+        self._wake()
 
     def _add(self, stream: Stream, found: Sequence[tuple[int, bytes]]) -> None:
         known = self.log is None and not self.is_passing

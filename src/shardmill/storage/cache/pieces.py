@@ -208,3 +208,32 @@ def cut(pieces: Sequence[memoryview], position: int, owned: Collection[int], *, 
             position += len(part)
             view = view[len(part) :]
     return found
+
+
+class Taker:
+    """Takes pieces from where they are received, in a thread, and writes those of some blocks.
+
+    Args:
+        writer: Stands where the first piece begins.
+        owned: The blocks that are to be written.
+        owns_all: All that come are.
+    """
+
+    def __init__(self, writer: PieceWriter, owned: Collection[int], *, owns_all: bool) -> None:
+        self._writer = writer
+        self._owned = owned
+        self._owns_all = owns_all
+        self._found: list[tuple[int, bytes]] = []
+
+    def take(self, piece: memoryview) -> None:
+        """Blocking: write one, or pass over it."""
+        for batch in cut([piece], self._writer.position, self._owned, owns_all=self._owns_all):
+            if batch.is_owned:
+                self._found += self._writer.write(batch.pieces)
+            else:
+                self._writer.position += batch.size
+
+    def found(self) -> Sequence[tuple[int, bytes]]:
+        """Blocks that are complete since the last call, with their hashes."""
+        found, self._found = self._found, []
+        return found

@@ -40,6 +40,7 @@ from shardmill.core.meta import ListPage
 from shardmill.core.origins import OriginFacts, OriginRead, OriginStatistics
 from shardmill.storage.origins.answers import error_of
 from shardmill.storage.origins.calls import Calls
+from shardmill.storage.origins.drawn import DrawnBody
 from shardmill.storage.origins.listing import Listed, list_stream
 from shardmill.storage.origins.reading import ResumedRead, check_version
 from shardmill.storage.origins.s3_listing import S3Listing
@@ -398,6 +399,7 @@ class _Answer:
 
     def __init__(self, facts: OriginFacts, result: Any, origin: RemoteOrigin) -> None:
         self.facts = facts
+        self.body: DrawnBody | None = None
         self._result = result
         self._origin = origin
 

@@ -19,6 +19,7 @@ from shardmill.core.origins import OriginFacts, OriginRead, OriginStatistics
 from shardmill.storage.origins.addresses import CheckedResolver, is_private
 from shardmill.storage.origins.answers import error_of
 from shardmill.storage.origins.calls import Calls
+from shardmill.storage.origins.drawn import DrawnBody
 from shardmill.storage.origins.reading import ResumedRead, check_version
 
 REDIRECTS = 5
@@ -106,7 +107,7 @@ class WebOrigin:
             facts = self._facts(answer, key)
             check_version(facts, version, self._label(key))
             skipped = self._first_byte(answer, facts, start, stop, key)
-            return _Answer(facts, answer, skipped, start, stop, self._label(key))
+            return _Answer(facts, answer, skipped, start, stop, self._label(key), self._calls.settings.idle_timeout)
         except BaseException:
             answer.close()
             raise
@@ -235,14 +236,31 @@ class _Answer:
         start: int,
         stop: int | None,
         label: str,
+        idle_seconds: float,
     ) -> None:
         self.facts = facts
         self._answer = answer
         self._skipped = skipped
         self._left = None if stop is None else stop - start
         self._label = label
+        length = answer.content_length or 0
+        self.body = (
+            None
+            if skipped
+            else DrawnBody.take(
+                answer,
+                length if self._left is None else min(length, self._left),
+                start=start,
+                label=label,
+                idle_seconds=idle_seconds,
+            )
+        )
 
     async def pieces(self) -> AsyncGenerator[memoryview, None]:
+        if self.body is not None:
+            async for piece in self.body.pieces():
+                yield piece
+            return
         try:
             # Pieces as they came: joining them would copy all of them.
             async for chunk, _ in self._answer.content.iter_chunks():
@@ -265,6 +283,8 @@ class _Answer:
 
     async def close(self) -> None:
         self._answer.close()
+        if self.body is not None:
+            self.body.close()
 
 
 def _origin(url: str) -> tuple[str, str]:
