@@ -23,6 +23,7 @@ from shardmill.server.patience import patience_with_reader
 from shardmill.shards.stops import WHOLE, Stretch, Stretches
 
 SLICE = 1 << 20  # bytes that a reader must take within the time-out
+_LOOKS_EVERY = 32  # writes; the buffer of a socket only grows
 MAX_WHOLE = 64 << 10  # bytes given to the kernel at once
 
 # From 3.12 on transports keep the buffer they are given; its memory may be used again once `write` has returned.
@@ -50,6 +51,7 @@ class FramedSender:
         # Under TLS a record arrives whole or not at all, and a whole stretch is one record.
         is_plain = transport is not None and transport.get_extra_info("sslcontext") is None
         self._room = _Room(transport) if transport is not None and is_plain else None
+        self._writes = 0
         self._waiting = b""
         """A whole stretch that goes with what comes next."""
 
@@ -71,8 +73,9 @@ class FramedSender:
             Cut: The reader went away.
             Stalled: It takes nothing.
         """
-        if self._room is not None:
+        if self._room is not None and not self._writes % _LOOKS_EVERY:
             self._stretches.limit = self._room.size
+        self._writes += 1
         is_urgent = False
         # A forgotten view would keep a worker's whole memory, and its descriptor, until garbage is collected.
         with contextlib.closing(self._stretches.feed(data)) as stretches:

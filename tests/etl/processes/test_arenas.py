@@ -55,6 +55,9 @@ def test_evacuated_pieces_need_no_arena() -> None:
         assert mappings() == before
         assert released == [piece]
         assert bytes(piece.data) == bytes(1000)
+        part = piece.data[:500]
+        assert isinstance(part, memoryview)  # of bytes it would be a copy
+        part.release()
         piece.release()
         assert released == [piece]
         assert piece.data == b""

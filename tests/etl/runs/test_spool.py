@@ -119,6 +119,7 @@ def test_every_reader_gets_all_bytes_at_its_own_speed(
                         part = await followers[who].next()
                         assert part is not None
                         got[who] += bytes_of(part)
+                assert output.fastest == max(follower.position for follower in followers)
             output.finish()
             for follower, data in zip(followers, got, strict=True):
                 assert await follower.next() is None
@@ -153,6 +154,31 @@ def test_a_stalled_reader_holds_nothing_but_what_it_was_given() -> None:
         assert output.fastest >= 20 * size
         stalled.close()
         quick.close()
+        desk.close()
+
+    run(story())
+
+
+def test_of_many_readers_only_the_first_and_the_last_let_the_run_go_on() -> None:
+    async def story() -> None:
+        desk = Desk()
+        output = desk.output
+        followers = [output.follow() for _ in range(4)]
+        desk.extend(bytes(1000))
+        desk.spool()
+        for follower in followers:
+            await follower.next()
+        desk.extend(bytes(1000))
+        before, progress = desk.returned, []
+        for follower in followers:
+            await follower.next()
+            progress.append(desk.progress)
+        assert [number - progress[0] for number in progress] == [0, 0, 0, 1]
+        assert desk.returned == before + 1000
+        followers[0].close()
+        assert output.fastest == 1000
+        for follower in followers:
+            follower.close()
         desk.close()
 
     run(story())

@@ -56,10 +56,11 @@ class Piece:
 
     def evacuate(self) -> None:
         """Copy the bytes to the heap and give the region back, unless it is pinned."""
-        if self._release is not None and isinstance(self.data, memoryview) and not self.is_pinned:
+        if self._release is not None and not self.is_pinned:
             data = bytes(self.data)
             self.release()
-            self.data = data
+            # A view: every reader is given a part of it, and of bytes that would be a copy.
+            self.data = memoryview(data)
 
     def release(self) -> None:
         release, self._release = self._release, None

@@ -57,6 +57,8 @@ class RunOutput:
         self._on_progress = on_progress
         self._descriptor = -1
         self._runs_on = False
+        self._furthest: float = 0
+        """See `fastest`; readers only go forwards."""
         self._memory: deque[_Held] = deque()
         self._followers: set[Follower] = set()
         self._changed = asyncio.Event()
@@ -172,9 +174,7 @@ class RunOutput:
     @property
     def fastest(self) -> float:
         """Position of the fastest reader; infinite if one waits for the whole."""
-        if self._runs_on:
-            return math.inf
-        return max((follower.wants_until for follower in self._followers), default=0)
+        return math.inf if self._runs_on else self._furthest
 
     @property
     def slowest(self) -> float:
@@ -190,12 +190,15 @@ class RunOutput:
         """
         follower = Follower(self, waits_for_all=waits_for_all, is_patient=is_patient)
         self._followers.add(follower)
+        self._furthest = max(self._furthest, follower.wants_until)
         self._on_progress()
         return follower
 
     def leave(self, follower: "Follower") -> None:
         self._followers.discard(follower)
-        self.moved()
+        self._furthest = max((other.wants_until for other in self._followers), default=0)
+        self._trim()
+        self._report_progress()
 
     def find(self, position: int) -> "_Held | InFile | None":
         """What stands at a position: memory if it is there, else the file; None: not published yet."""
@@ -213,9 +216,19 @@ class RunOutput:
     def done(self, held: _Held) -> None:
         self._unpin(held)
 
-    def moved(self) -> None:
-        """A reader went on."""
-        self._trim()
+    def moved(self, start: int, stop: int) -> None:
+        """A reader went on from `start` to `stop`.
+
+        Of several readers of the same bytes mostly the first and the last make a difference.
+        """
+        is_first = stop > self._furthest
+        if is_first:
+            self._furthest = stop
+        is_trimmed = bool(self._memory) and start < self._memory[0].stop and self._trim()
+        if is_first or is_trimmed or not self.is_spooling:
+            self._report_progress()
+
+    def _report_progress(self) -> None:
         self._on_progress()
         if self.has_file and not self.is_spooling:
             self._changed.set()
@@ -239,18 +252,21 @@ class RunOutput:
         if not held.users:
             self._give_back(held.chunk)
 
-    def _trim(self) -> None:
-        """Withdraw from the left what readers have, or what they will find in the file."""
+    def _trim(self) -> bool:
+        """Withdraw from the left what readers have, or what they will find in the file; whether anything was."""
+        is_trimmed = False
         while self._memory:
             held = self._memory[0]
-            at_edge = [follower.position for follower in self._followers if follower.position >= held.start]
             if held.stop <= self.spooled:
+                at_edge = (follower.position for follower in self._followers if follower.position >= held.start)
                 kept = self._memory[-1].stop - held.start
-                if min(at_edge, default=math.inf) < held.stop and kept <= self._edge:
-                    return
+                if kept <= self._edge and min(at_edge, default=math.inf) < held.stop:
+                    break
             elif self.is_spooling or self.slowest < held.stop:
-                return
+                break
             self._withdraw(self._memory.popleft())
+            is_trimmed = True
+        return is_trimmed
 
     def _notify(self) -> None:
         self._changed.set()
@@ -340,8 +356,8 @@ class Follower:
     def _end_slice(self) -> None:
         self._drop()
         if self._given > self.position:
-            self.position = self._given
-            self._output.moved()
+            start, self.position = self.position, self._given
+            self._output.moved(start, self.position)
 
     def _drop(self) -> None:
         if self._held is not None:
