@@ -128,6 +128,27 @@ def test_get_takes_one_member_of_a_shard(shell: Shell, shards: Path, tmp_path: P
     assert not list(tmp_path.rglob("*.part"))
 
 
+def test_get_takes_many_members_of_a_shard_as_a_shard(shell: Shell, shards: Path, tmp_path: Path) -> None:
+    uri = f"{IMAGENET}/{SHARD}"
+    with tarfile.open(shards / SHARD) as archive:
+        files = {info.name: archive.extractfile(info).read() for info in archive if info.isreg()}  # type: ignore[union-attr]
+    names = sorted(files)[:40:3]
+    (tmp_path / "names").write_text("\n".join(names) + "\n\n")
+    ok(shell("get", uri, "few.tar", "--members", "names"))
+    with tarfile.open(tmp_path / "few.tar") as archive:
+        assert [(info.name, archive.extractfile(info).read()) for info in archive] == [  # type: ignore[union-attr]
+            (name, files[name]) for name in names
+        ]
+    (tmp_path / "wrong").write_text(f"{names[0]}\nnone\n")
+    status, _, said = shell("get", uri, "none.tar", "--members", "wrong")
+    assert status == 1
+    assert "'none'" in said
+    for wrong in ((uri,), (uri, "x", "--member", names[0]), (uri, "x", "--range", "0-1"), ("-r", uri, "x")):
+        assert shell("get", *wrong, "--members", "names")[0] == 2, wrong
+    assert shell("get", uri, "x", "--members", "no such file")[0] == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["few.tar", "names", "wrong"]
+
+
 def test_get_writes_the_file_under_its_name_or_the_one_given(shell: Shell, shards: Path, tmp_path: Path) -> None:
     expected = (shards / SHARD).read_bytes()
     ok(shell("get", f"gcp://sharded-imagenet/{SHARD}"))

@@ -82,7 +82,7 @@ class Peer:
     def read(self, *, head: bool = False) -> Answer:
         """The next answer; `head`: it is to a HEAD, so it has no body."""
         status, headers = self.read_head()
-        body = b"" if head or status in (204, 304) or status < 200 else self._read_body(status, headers)
+        body = b"" if head or status in (204, 304) or status < 200 else self.read_body(status, headers)
         answer = Answer(status, headers, body)
         if status >= 400 and not head:
             check_error(answer, self._hidden)
@@ -118,7 +118,7 @@ class Peer:
         while data := self._receive():
             assert drop, data[:200]
 
-    def _read_body(self, status: int, headers: Mapping[str, str]) -> bytes:
+    def read_body(self, status: int, headers: Mapping[str, str]) -> bytes:
         if headers.get("transfer-encoding") == "chunked":
             return self.read_chunks(status)
         assert "content-length" in headers, headers

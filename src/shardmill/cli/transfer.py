@@ -4,6 +4,7 @@ A file appears under its name only when it is whole; a plain object that was cut
 """
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -70,6 +71,10 @@ def get(
     member: Annotated[
         str | None, typer.Option("--member", metavar="NAME", help="Of a shard: this member only.")
     ] = None,
+    members: Annotated[
+        str | None,
+        typer.Option("--members", metavar="FILE", help="Of a shard: the members that FILE (or -) names, as a tar."),
+    ] = None,
     endpoint: EndpointOption = None,
 ) -> None:
     """Get objects, transformed or as they are.
@@ -84,15 +89,19 @@ def get(
             location = replace(location, member=member)
         if location.member is not None and location.transform is not None:
             raise BadRequest("a member is read as it is stored; leave out --transform, or take --start and --count")
-        if byte_range is not None:
+        if members is not None:
+            if transform is not None or member is not None or location.member is not None or byte_range is not None:
+                raise BadRequest("--members stands alone: no --transform, --member or --range goes with it")
+            _get_members(location, target, members)
+        elif byte_range is not None:
             _get_range(location, target, byte_range)
         elif target == "-":
             _copy_to_stdout(location.open())
         else:
             _get_one(location, _file_for(location, target))
         return
-    if target == "-" or byte_range is not None or member is not None:
-        raise BadRequest("several objects can only go to a directory; name one object for -, --range or --member")
+    if target == "-" or byte_range is not None or member is not None or members is not None:
+        raise BadRequest("several objects can only go to a directory; name one object for -, --range, --member(s)")
     directory = Path(target or ".")
     client = connect(endpoint)
     spec = options.resolve(client)
@@ -389,6 +398,34 @@ def _get_range(location: Location, target: str | None, text: str) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     part.write_bytes(data)
     os.replace(part, path)
+
+
+def _get_members(location: Location, target: str | None, listed: str) -> None:
+    """Members as one tar; their names one a line."""
+    if target is None:
+        raise BadRequest(f"say where the members go: shardmill get {location} FILE|- --members {listed}")
+    text = sys.stdin.read() if listed == "-" else Path(listed).read_text("utf-8")
+    names = [name for line in text.splitlines() if (name := line.strip())]
+    began, path = time.monotonic(), None if target == "-" else _file_for(location, target)
+    with location.handle.open_members(names) as archive:
+        if path is None:
+            shutil.copyfileobj(archive, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+            return
+        if is_special(path):
+            with path.open("wb") as file:
+                shutil.copyfileobj(archive, file)
+            return
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            with part.open("wb") as file:
+                shutil.copyfileobj(archive, file)
+                size = file.tell()
+            os.replace(part, path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+    say(f"{summary('got', len(names), size, began)}: {path}")
 
 
 def _meta_pairs(pairs: Sequence[str]) -> dict[str, str]:

@@ -1,12 +1,13 @@
 """`Client`: one node, by its endpoint. Making one, and making URLs, touches no network."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import ClassVar, Self
 
 import msgspec
 
+from shardmill.client.batch import BatchItem, Missing, Wanted, read_batch
 from shardmill.client.handles import BucketHandle, ObjectHandle
 from shardmill.client.http import DEFAULT_ENDPOINT, Transport
 from shardmill.client.jobs import JobsHandle
@@ -163,6 +164,24 @@ class Client:
         headers = {"Content-Type": "application/json"}
         with self._transport.request("POST", "/api/samples", headers=headers, body=body) as answer:
             return msgspec.json.decode(answer.read_all(), type=SampleCounts).counts
+
+    def read_batch(self, wanted: Iterable[Wanted], *, missing: Missing = "fail") -> Iterator[BatchItem]:
+        """Members of any shards, and whole objects, in the order in which they are wanted, thousands by a request.
+
+        Of each object one request's items are of one version.
+
+        *Recovery:* what is cut is asked for again from the first item that did not arrive.
+
+        Args:
+            wanted: URIs of objects, or pairs of a shard's URI and a member's name; taken as they are needed.
+            missing: What becomes of objects and members that do not exist: `fail`, before the first item of the request
+                that names them, or `skip`, which leaves them out.
+
+        Raises:
+            BucketNotFound, ObjectNotFound, MemberNotFound: Something named does not exist.
+            BadShard: What is named for a member is no good tar.
+        """
+        yield from read_batch(self._transport, wanted, missing=missing)
 
     def announce(self, urls: Sequence[str]) -> None:
         """Say that these will be read in this order, transformed or raw; a node that does not hear it loses nothing."""

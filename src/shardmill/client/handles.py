@@ -6,19 +6,29 @@ What is read is every byte of one version of the object, or an exception.
 import contextlib
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from shardmill.client.batch import Missing, open_batch
 from shardmill.client.batches import MemberBatch
 from shardmill.client.downloading import CONNECTIONS, Download, read_into
 from shardmill.client.http import Transport
 from shardmill.client.reading import ObjectReader, PlainBody, check_range, meta_of, strong_etag
 from shardmill.client.uploads import Body, BytesUpload, FileUpload, PiecesUpload, Watching, blocks_of, regular_file
-from shardmill.core.api import CachedDetails, CachedInfo, CachedPage, MemberInfo, MemberPage, ObjectInfo, ObjectPage
+from shardmill.core.api import (
+    BatchEntry,
+    CachedDetails,
+    CachedInfo,
+    CachedPage,
+    MemberInfo,
+    MemberPage,
+    ObjectInfo,
+    ObjectPage,
+)
 from shardmill.core.errors import BadRequest, Conflict, CorruptObject, MemberNotFound, ObjectNotFound
 from shardmill.core.meta import ObjectMeta
 from shardmill.core.paths import member_path, object_path, transformed_path
@@ -288,6 +298,23 @@ class ObjectHandle:
             yield from batch
         finally:
             batch.close()
+
+    def open_members(self, names: Sequence[str], *, missing: Missing = "fail") -> io.BufferedReader:
+        """A tar of members of the shard that the object is, in the order of their names: a smaller shard.
+
+        Args:
+            names: As in the tar, at most 10,000.
+            missing: What becomes of members that do not exist: `fail`, or `skip`, which leaves them out.
+
+        Returns:
+            An open file; the caller closes it. A read of it raises TruncatedBody where it is cut.
+
+        Raises:
+            ObjectNotFound, BucketNotFound, MemberNotFound: Something named does not exist.
+            BadShard: The object is no good tar.
+            TooLarge: There are too many names.
+        """
+        return open_batch(self._transport, [BatchEntry(self.uri, list(names))], missing=missing, naming="member")
 
     def put(
         self,

@@ -70,6 +70,26 @@ class MemberPage(msgspec.Struct, frozen=True):
     """Pass as `after` for the next page; None at the end."""
 
 
+class BatchEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+    """An object, or members of it."""
+
+    object: str
+    """`provider://bucket/key`."""
+    members: list[str] | None = None
+    """By their names in the tar; None: the object as it is."""
+
+
+class BatchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /api/batch`: what is answered, in this order, as one tar."""
+
+    entries: list[BatchEntry]
+    missing: Literal["fail", "skip"] = "fail"
+    """What becomes of it when an object or a member does not exist: an error before the first byte, or it is left
+    out."""
+    naming: Literal["full", "member"] = "full"
+    """Names in the answer: `provider/bucket/key/member`, or as in the shard (of an object: its key)."""
+
+
 class Code(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A function as it travels: opaque to all but the worker."""
 

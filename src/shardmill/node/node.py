@@ -11,6 +11,7 @@ from shardmill.core.api import ConfigInfo
 from shardmill.etl.engine import Engine
 from shardmill.node.access import Access
 from shardmill.node.ahead import LookAhead
+from shardmill.node.batches import Batches
 from shardmill.node.cache import Cache
 from shardmill.node.coming import Coming
 from shardmill.node.objects import Objects
@@ -33,6 +34,7 @@ class Node:
     objects: Objects
     transforms: Transforms
     shards: Shards
+    batches: Batches
     results: KeptResults
     cache: Cache
 
@@ -96,7 +98,7 @@ class Node:
             ahead = await parts.enter_async_context(LookAhead(engine, objects, depth=config.transforms.look_ahead))
             transforms = Transforms(engine, objects, access, ahead)
             shards, kept = Shards(engine, objects, members), KeptResults(results, access, engine.versions)
-            yield cls(config, objects, transforms, shards, kept, cache)
+            yield cls(config, objects, transforms, shards, Batches(objects, shards), kept, cache)
 
     def describe(self) -> ConfigInfo:
         """The effective configuration, secrets masked."""

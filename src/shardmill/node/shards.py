@@ -78,6 +78,23 @@ class Shards:
             source.close()
             raise
 
+    async def open_members(
+        self, principal: Principal, ref: ObjectRef, names: Sequence[str], *, skips_missing: bool
+    ) -> tuple[Source, dict[str, Extent]]:
+        """Open a shard for several of its members, found by their names; the caller closes it.
+
+        Raises as `open_member`, but with `skips_missing` leaves out members that there are not.
+        """
+        source, index = await self._open(principal, ref)
+        try:
+            if not skips_missing:
+                return source, {name: _find(ref, index, name) for name in names}
+            found = {name: index.find(_bytes_of(name)) for name in names}
+            return source, {name: extent for name, extent in found.items() if extent is not None}
+        except BaseException:
+            source.close()
+            raise
+
     def member_of(self, ref: ObjectRef, shard: ObjectMeta, name: str) -> tuple[int, ObjectMeta] | None:
         """Where a member of an opened version begins, and what is known of it; None: no index of it is in memory.
 
@@ -136,10 +153,14 @@ class Shards:
 
 
 def _find(ref: ObjectRef, index: MemberIndex, name: str) -> Extent:
-    found = index.find(name.encode("utf-8", "surrogateescape"))
+    found = index.find(_bytes_of(name))
     if found is None:
         raise MemberNotFound(f"{ref} has no member {name!r}; GET /api/members?object={ref} lists its {len(index)}")
     return found
+
+
+def _bytes_of(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
 
 
 def _member_meta(shard: ObjectMeta, member: Extent) -> ObjectMeta:

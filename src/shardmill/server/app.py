@@ -18,6 +18,7 @@ from shardmill.core.errors import (
 from shardmill.jobs.registry import Jobs
 from shardmill.node.node import Node
 from shardmill.server.api import Api
+from shardmill.server.batch import BatchFace
 from shardmill.server.body import Sender
 from shardmill.server.calls import Call
 from shardmill.server.connections import Connection
@@ -63,6 +64,7 @@ class App:
         objects = ObjectFace(node.objects, node.shards, sender, settings, node.config.storage.max_object)
         transformed = TransformedFace(node.transforms, sender, threads, settings.send_timeout)
         api = Api(node)
+        batch = BatchFace(node.batches, threads, body_timeout=settings.body_timeout, send_timeout=settings.send_timeout)
         job_api = JobApi(jobs, settings.body_timeout)
         self._exact: dict[str, dict[str, Handler]] = {
             "/": {"GET": self._index},
@@ -72,6 +74,7 @@ class App:
             "/api/buckets": {"GET": api.buckets},
             "/api/objects": {"GET": api.objects},
             "/api/members": {"GET": api.members},
+            "/api/batch": {"POST": batch.post},
             "/api/transforms": {"GET": api.transforms, "POST": api.register},
             "/api/transforms/errors": {"GET": api.failures},
             "/api/pipelines": {"POST": api.register_pipeline},

@@ -58,6 +58,14 @@ OPERATIONS: tuple[_Operation, ...] = (
         api.MemberPage,
         ("object", "after", "limit"),
     ),
+    (
+        "post",
+        "/api/batch",
+        "Read many members, of several shards, and whole objects: one tar, in the order of the entries.",
+        api.BatchRequest,
+        None,
+        (),
+    ),
     ("post", "/api/samples", "Count the samples of shards.", api.ShardNames, api.SampleCounts, ()),
     ("get", "/api/runs", "Show what goes on.", None, api.Runs, ()),
     (
