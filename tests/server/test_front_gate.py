@@ -39,6 +39,7 @@ LEFT = {
     "a bad key": b"GET /o/ais/pool/%00 HTTP/1.1\r\n" + HOST + b"\r\n",
     "no bucket": b"GET /o/ais HTTP/1.1\r\n" + HOST + b"\r\n",
     "two ranges' headers": GET + b"Range: bytes=1-2\r\nRange: bytes=3-4\r\n\r\n",
+    "a header twice that decides nothing": GET + b"Accept: a\r\nAccept: b\r\n\r\n",
     "a header that is not known": GET + b"X-Odd: 1\r\n\r\n",
     "credentials": GET + b"Authorization: Bearer x\r\n\r\n",
     "a body": GET + b"Content-Length: 0\r\n\r\n",

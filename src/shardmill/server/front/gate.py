@@ -123,17 +123,19 @@ class Gate:
 
 
 def _fields(lines: list[bytes]) -> dict[str, str] | None:
-    """The headers that decide; None: there is one that is not known, or one of these twice."""
+    """The headers that decide; None: there is one that is not known, or one twice."""
     found: dict[str, str] = {}
+    seen: set[str] = set()
     for line in lines:
         field = _FIELD.fullmatch(line)
         if field is None:
             return None
         name = field[1].decode("ascii").lower()
+        if name in seen:
+            return None
+        seen.add(name)
         judged = _JUDGED.get(name)
         if judged is not None:
-            if judged in found:
-                return None
             found[judged] = field[2].decode("ascii")
         elif name not in _HARMLESS:
             return None
