@@ -30,15 +30,7 @@ def webdataset_here(transform: Any, workers: int, sources: list[str]) -> Epoch:
     import webdataset as wds
 
     dataset = wds.WebDataset(sources, shardshuffle=False).decode("pil").to_tuple("jpg", "cls")
-    return _web_loader(dataset.map_tuple(transform, identity), workers, is_kept=workers > 0)
-
-
-def webdataset_here_anew(transform: Any, workers: int, sources: list[str]) -> Epoch:
-    """The same, its workers started for each pass, as a loader does that is not told otherwise."""
-    import webdataset as wds
-
-    dataset = wds.WebDataset(sources, shardshuffle=False).decode("pil").to_tuple("jpg", "cls")
-    return _web_loader(dataset.map_tuple(transform, identity), workers, is_kept=False)
+    return _web_loader(dataset.map_tuple(transform, identity), workers)
 
 
 def webdataset_in_store(_: Any, workers: int, sources: list[str]) -> Epoch:
@@ -47,14 +39,14 @@ def webdataset_in_store(_: Any, workers: int, sources: list[str]) -> Epoch:
     from torchvision.transforms import ToTensor
 
     dataset = wds.WebDataset(sources, shardshuffle=False).decode("rgb").to_tuple("npy", "cls")
-    return _web_loader(dataset.map_tuple(ToTensor(), identity), workers, is_kept=workers > 0)
+    return _web_loader(dataset.map_tuple(ToTensor(), identity), workers)
 
 
-def _web_loader(dataset: Any, workers: int, *, is_kept: bool) -> Epoch:
+def _web_loader(dataset: Any, workers: int) -> Epoch:
     import webdataset as wds
 
     batches = dataset.batched(BATCH)
-    loader = wds.WebLoader(batches, batch_size=None, num_workers=workers, persistent_workers=is_kept)
+    loader = wds.WebLoader(batches, batch_size=None, num_workers=workers, persistent_workers=workers > 0)
     return lambda: loader
 
 
@@ -110,7 +102,6 @@ def litdata_files(transform: Any, workers: int, sources: list[str]) -> Epoch:
 
 LOADERS = {
     "webdataset-here": webdataset_here,
-    "webdataset-here-anew": webdataset_here_anew,
     "webdataset-in-store": webdataset_in_store,
     "shardmill": shardmill_in_store,
     "spdl": spdl_files,

@@ -86,7 +86,7 @@ class ServerSettings:
     send_timeout: Seconds = _setting(Seconds(300), "Seconds a reader may take no byte before its answer is cut.")
     max_connections: int = _setting(4096, "Open connections; further ones are closed.", least=1)
     front: Literal["on", "off"] = _setting("on", "Plain reads are answered without aiohttp; the answers are the same.")
-    near_send_buffer: Size = _setting(Size(128 << 10), "Send buffer for bodies to peers within 1 ms; 0: the kernel's.")
+    near_send_buffer: Size = _setting(Size(256 << 10), "Send buffer for bodies to peers within 1 ms; 0: the kernel's.")
     log_level: str = _setting("info", "debug, info, warning or error.")
 
     @property

@@ -1,5 +1,7 @@
 """Connections of the front: order, turns with aiohttp, readers that are slow, stalled or gone, and the end of the node."""
 
+import asyncio
+import contextlib
 import hashlib
 import os
 import random
@@ -14,6 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from shardmill.server.front.connection import Ending, FrontConnection
+from shardmill.server.front.desk import Desk
+from shardmill.server.front.ears import Ears
+from shardmill.server.front.plans import Plan
 from shardmill.testing.node import running_node
 from tests.server.wire import Wire, in_chunks, request, wait_for
 
@@ -103,6 +109,16 @@ def test_who_sends_nothing_more_gets_what_was_asked_for(wire: Wire, large: tuple
         peer.socket.shutdown(socket.SHUT_WR)
         assert [peer.read().body == data, peer.read().body == data] == [True, True]
         assert peer.read().code == "object_not_found"
+        peer.wait_closed()
+
+
+def test_who_sends_nothing_more_is_closed_when_the_other_way_has_answered(wire: Wire) -> None:
+    wire.put("/o/ais/pool/no-shard", bytes(range(256)) * 40)
+    with wire.connect() as peer:
+        # In one segment with the end, so that this is known before the object is open.
+        peer.socket.send(request("GET", "/o/ais/pool/no-shard?member=a.jpg"), socket.MSG_MORE)
+        peer.socket.shutdown(socket.SHUT_WR)
+        assert peer.read().status == 422
         peer.wait_closed()
 
 
@@ -288,3 +304,49 @@ def test_ten_thousand_idle_connections_take_little_and_the_oldest_makes_room(
                 oldest.wait_closed()
                 out, _ = process.communicate()
                 assert out.split()[0] == str(count - 1)
+
+
+class _Lobby:
+    """Knows whether somebody has left."""
+
+    def __init__(self) -> None:
+        self.has_left = asyncio.Event()
+
+    def arrived(self, connection: FrontConnection) -> None: ...
+
+    def left(self, connection: FrontConnection, work: "asyncio.Task[Ending] | None") -> None:
+        self.has_left.set()
+
+    def finished_one(self) -> None: ...
+
+    def hand_over(self, connection: FrontConnection, transport: asyncio.Transport, data: bytes) -> None: ...
+
+
+class _BrokenDesk(Desk):
+    """Fails where nobody expects it."""
+
+    def __init__(self) -> None:
+        self.received = memoryview(bytearray(4096))
+        self.ears = Ears(asyncio.get_running_loop())
+
+    def next_plan(self, data: bytes, start: int) -> Plan | None:
+        raise ZeroDivisionError
+
+
+def test_a_defect_ends_the_connection_of_whoever_met_it(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        desk, lobby = _BrokenDesk(), _Lobby()
+        server = await asyncio.get_running_loop().create_server(lambda: FrontConnection(lobby, desk), "127.0.0.1", 0)
+        async with server:
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
+            writer.write(request("GET", "/o/ais/pool/none"))
+            with contextlib.suppress(ConnectionResetError):
+                assert await reader.read() == b""
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+            await lobby.has_left.wait()
+        desk.close()
+
+    asyncio.run(main())
+    assert "unexpected ZeroDivisionError" in caplog.text

@@ -36,6 +36,40 @@ def test_who_has_something_to_read_is_heard_until_it_is_removed() -> None:
     asyncio.run(main())
 
 
+def test_whoever_asks_is_heard_between_two_pieces_of_large_answers() -> None:
+    async def main() -> None:
+        ears = Ears(asyncio.get_running_loop())
+        seen: list[str] = []
+        done = asyncio.Event()
+        (near, far), *large = [socket.socketpair() for _ in range(3)]
+
+        def hear() -> None:
+            near.recv(100)
+            seen.append("heard")
+
+        def step(name: str) -> None:
+            seen.append(name)
+            far.send(b"x")
+            if len(seen) > 5:
+                done.set()
+                for sock, _ in large:
+                    ears.remove_writer(sock.fileno())
+                    ears.remove_writer(sock.fileno())
+
+        ears.add(near.fileno(), hear)
+        for name, (sock, _) in zip("ab", large, strict=True):
+            ears.add_writer(sock.fileno(), lambda name=name: step(name))  # type: ignore[misc]
+        await done.wait()
+        ears.close()
+        assert seen[1::2] == ["heard"] * (len(seen) // 2)
+        assert set(seen[::2]) == {"a", "b"}
+        for pair in ((near, far), *large):
+            for sock in pair:
+                sock.close()
+
+    asyncio.run(main())
+
+
 def test_who_is_removed_by_the_one_heard_before_it_is_not_heard() -> None:
     async def main() -> None:
         ears = Ears(asyncio.get_running_loop())

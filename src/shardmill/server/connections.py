@@ -38,7 +38,7 @@ _REQUEST_LINE = re.compile(rb"[!-~]{1,32} [!-~]+ HTTP/1\.[01]\r\n")
 class Connection(RequestHandler):
     """One peer. A request in work has deadlines of its own, so only waiting for heads is watched here."""
 
-    __slots__ = ("_closing", "_first", "_listener", "_peer", "_serving", "heard", "waiting_since")
+    __slots__ = ("_closing", "_first", "_is_ended", "_listener", "_peer", "_serving", "heard", "waiting_since")
 
     def __init__(self, listener: "Listener", **options: Any) -> None:
         super().__init__(listener, loop=asyncio.get_running_loop(), **options)
@@ -46,6 +46,8 @@ class Connection(RequestHandler):
         self._serving: web.BaseRequest | None = None
         self._peer: asyncio.Transport | None = None
         self._first = b""
+        self._is_ended = False
+        """The peer sends nothing more."""
         self.heard = True
         """A byte came since it began to wait; a new connection owes one from the start."""
         self.waiting_since = 0.0
@@ -89,6 +91,14 @@ class Connection(RequestHandler):
         self._serving = None
         self.heard = False
         self.waiting_since = asyncio.get_running_loop().time()
+        if self._is_ended and not self._messages:
+            self.close()
+
+    def end(self) -> None:
+        """The peer sends nothing more; what it asked for is all that it gets."""
+        self._is_ended = True
+        if not self._messages and not self.is_serving and self._peer is not None:
+            self._peer.close()
 
     def _is_between_requests(self) -> bool:
         """It has answered and has heard nothing since."""
@@ -227,7 +237,10 @@ class Listener(web.Server):
     def hand_over(self, connection: FrontConnection, transport: asyncio.Transport, data: bytes) -> None:
         """aiohttp goes on with it."""
         self._fronts.discard(connection)
-        self._go_on(Connection(self, **self._kwargs), transport, data)
+        other = Connection(self, **self._kwargs)
+        self._go_on(other, transport, data)
+        if connection.is_ended:
+            other.end()
 
     def take_back(self, connection: Connection, transport: asyncio.Transport, data: bytes) -> bool:
         """The front goes on with a connection that begins to ask for plain reads; False: it does not."""

@@ -44,18 +44,17 @@ def ready_answer(plan: Plan, kept: Kept, member: tuple[int, ObjectMeta] | None) 
         describe_range(answer, status, start, stop, meta.size)
     if plan.is_head or status == 304:
         start = stop = 0
-    return Ready(kept, status, _head(status, answer), _rest(), base + start, base + stop, None)
+    return Ready(kept, status, _head(status, answer), _rest(), (base + start, base + stop))
 
 
 def ready_error(kept: Kept, error: ShardmillError) -> Ready:
     """The answer that says what is wrong."""
     answer = error_answer(error, _MARK)
-    size = len(body_of_error(error, _MARK))
-    return Ready(kept, error.status, _head(error.status, answer), _rest(f"Content-Length: {size}"), 0, 0, error)
-
-
-def body_of_error(error: ShardmillError, request_id: str) -> bytes:
-    return msgspec.json.encode(error_body(error, request_id))
+    body = msgspec.json.encode(error_body(error, _MARK))
+    # Inside of a string there would be a backslash before the second of these quotes.
+    before, after = body.split(f'"{_MARK}"'.encode())
+    rest = _rest(f"Content-Length: {len(body)}")
+    return Ready(kept, error.status, _head(error.status, answer), rest, (0, 0), error, (before + b'"', b'"' + after))
 
 
 def _head(status: int, answer: web.StreamResponse) -> bytes:
@@ -75,11 +74,11 @@ class RequestIds:
     """Ids as `server.calls` draws them, many at a time."""
 
     def __init__(self) -> None:
-        self._left: list[str] = []
+        self._left: list[bytes] = []
 
-    def next(self) -> str:
+    def next(self) -> bytes:
         if not self._left:
-            digits = os.urandom(8 * _IDS).hex()
+            digits = os.urandom(8 * _IDS).hex().encode()
             self._left = [digits[place : place + 16] for place in range(0, len(digits), 16)]
         return self._left.pop()
 

@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable
+from functools import partial
 
 from shardmill.core.sources import Source
 from shardmill.server.body import AHEAD, BLOCK, PER_CALL, seen_through, send_some
@@ -49,24 +50,31 @@ class FileBody:
     def close(self) -> None:
         os.close(self._socket)
 
-    async def send(self, start: int, stop: int) -> None:
+    async def send(self, start: int, stop: int, *, tail: int = TAIL) -> None:
         """Send bytes [start, stop).
+
+        Args:
+            start: The first.
+            stop: Behind the last.
+            tail: Bytes of the end that are sent only after a last look at the source.
 
         Raises:
             ShardmillError, OSError: They are not to be had, or the reader has gone.
         """
-        last = max(start, stop - TAIL)
+        last = max(start, stop - tail)
         ensured = start
         self._position = start
         while self._position < last:
             self._source.release(self._position)
             ensured = await self._source.ensure_some(self._position, min(last, self._position + AHEAD))
             await self._send_to(ensured)
+        if last == stop:
+            return
         await self._source.ensure(last, stop)
         # What is read before the look is of the version that was promised.
-        tail = await read_whole(self._desk, self._source.descriptor, last, stop)
+        data = await read_whole(self._desk, self._source.descriptor, last, stop)
         await self._source.check_unchanged()
-        await self._send_bytes(tail)
+        await self._send_bytes(data)
 
     async def _send_bytes(self, data: bytes) -> None:
         view = memoryview(data)
@@ -81,22 +89,22 @@ class FileBody:
 
     async def _wait_for_room(self) -> None:
         room: asyncio.Future[None] = self._loop.create_future()
-        self._loop.add_writer(self._socket, _set, room)
+        self._desk.ears.add_writer(self._socket, partial(_set, room))
         try:
             await room
         finally:
-            self._loop.remove_writer(self._socket)
+            self._desk.ears.remove_writer(self._socket)
 
     async def _send_to(self, stop: int) -> None:
         """Send up to `stop`, by steps that the loop calls when there is room."""
         self._stop = stop
         done = self._done = self._loop.create_future()
-        self._loop.add_writer(self._socket, self._step)
+        self._desk.ears.add_writer(self._socket, self._step)
         try:
             await done
         finally:
             self._done = None
-            self._loop.remove_writer(self._socket)
+            self._desk.ears.remove_writer(self._socket)
             if self._in_thread is not None:
                 with contextlib.suppress(OSError):
                     await seen_through(self._in_thread)
@@ -134,7 +142,7 @@ class FileBody:
             done.set_result(None)
 
     def _hand_to_thread(self) -> None:
-        self._loop.remove_writer(self._socket)
+        self._desk.ears.remove_writer(self._socket)
         stop = min(self._stop, self._position + PER_CALL)
         self._in_thread = self._loop.run_in_executor(
             self._desk.threads, send_some, self._socket, self._source.descriptor, self._position, stop
@@ -153,7 +161,14 @@ class FileBody:
         if sent := work.result():
             self._advance(sent)
         if not done.done():
-            self._loop.add_writer(self._socket, self._step)
+            self._desk.ears.add_writer(self._socket, self._step)
+
+
+def send_now(destination: int, descriptor: int, start: int, size: int) -> int:
+    """Send of a file what the kernel takes without waiting; says how much, 0 also for a peer that has gone."""
+    with contextlib.suppress(OSError):
+        return os.sendfile(destination, descriptor, start, size)
+    return 0
 
 
 async def send_blocks(

@@ -7,20 +7,24 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Callable, Coroutine
 from time import monotonic
 from typing import Any, Literal, Protocol
 
 from shardmill.core.errors import ShardmillError
-from shardmill.server.front.answers import body_of_error
-from shardmill.server.front.bodies import FileBody, limit_send_buffer, read_whole, send_blocks
-from shardmill.server.front.desk import SMALL, Desk
+from shardmill.core.kept import Kept
+from shardmill.server.front.bodies import SLICE, TAIL, FileBody, limit_send_buffer, read_whole, send_blocks, send_now
+from shardmill.server.front.desk import COPIED, SMALL, Desk
 from shardmill.server.front.plans import Plan, Ready
 from shardmill.server.patience import count_untaken
 
 logger = logging.getLogger(__name__)
 
+
 MIDDLE = 16 << 10  # bytes of a body from which on the size of the send buffer counts
+STAYS = 0.5  # seconds that bytes just seen in memory are not looked for again
+TOGETHER = 72 << 10  # bytes of a body from which on its head does not leave before it; a little more than a segment
 AT_ONCE = 32  # requests of one peer, sent together, before others have their turn
 
 Ending = Literal["kept", "closed", "handed_over"]
@@ -51,17 +55,18 @@ class FrontConnection(asyncio.BufferedProtocol):
         "_descriptor",
         "_desk",
         "_drained",
-        "_is_ended",
         "_is_full",
         "_is_heard",
         "_is_limited",
         "_lobby",
         "_pending",
         "_progress",
+        "_socket",
         "_transport",
         "_work",
         "_written",
         "has_asked",
+        "is_ended",
         "waiting_since",
     )
 
@@ -73,6 +78,8 @@ class FrontConnection(asyncio.BufferedProtocol):
         """Of the socket, when the desk's ears listen to it; -1: the transport does."""
         self._is_heard = False
         """The ears listen."""
+        self._socket: socket.socket | None = None
+        """The transport's, for writing with flags; it does not own the descriptor."""
         self._pending = b""
         """Came while an answer was in work."""
         self._work: asyncio.Task[Ending] | None = None
@@ -82,7 +89,7 @@ class FrontConnection(asyncio.BufferedProtocol):
         self._drained: asyncio.Future[None] | None = None
         self._is_limited = False
         """Its send buffer was looked at."""
-        self._is_ended = False
+        self.is_ended = False
         """The peer sends nothing more."""
         self._written = 0
         """Bytes, since the beginning."""
@@ -112,6 +119,7 @@ class FrontConnection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_hearing()
+        self._forget_socket()
         self._transport = None
         if self._work is not None:
             self._work.cancel()
@@ -129,7 +137,7 @@ class FrontConnection(asyncio.BufferedProtocol):
             self._go_on()
 
     def eof_received(self) -> bool:
-        self._is_ended = True
+        self.is_ended = True
         # TLS has no half of a connection.
         is_needed = self.is_serving or bool(self._pending)
         return is_needed and self._transport is not None and not _is_encrypted(self._transport)
@@ -189,6 +197,11 @@ class FrontConnection(asyncio.BufferedProtocol):
         self._descriptor = -1
         self._listen()
 
+    def _forget_socket(self) -> None:
+        sock, self._socket = self._socket, None
+        if sock is not None:
+            sock.detach()
+
     # What the lobby asks.
 
     def is_overdue(self, now: float) -> bool:
@@ -223,7 +236,15 @@ class FrontConnection(asyncio.BufferedProtocol):
     # Requests.
 
     def _take(self, data: bytes) -> None:
-        """Answer what came, one after the other."""
+        """Answer what came; what nobody foresaw ends the connection, whose peer would wait."""
+        try:
+            self._answer_each(data)
+        except Exception as error:
+            logger.error("unexpected %s", type(error).__name__, exc_info=error)
+            self.abort()
+
+    def _answer_each(self, data: bytes) -> None:
+        """Answer one after the other."""
         transport, desk = self._transport, self._desk
         start, number = 0, 0
         while start < len(data):
@@ -253,7 +274,7 @@ class FrontConnection(asyncio.BufferedProtocol):
             self._take(data)
             if self._transport is None or self._pending or self.is_serving:
                 return
-        if self._is_ended:
+        if self.is_ended:
             transport.close()
         else:
             self._listen()
@@ -262,6 +283,7 @@ class FrontConnection(asyncio.BufferedProtocol):
         transport = self._transport
         if transport is not None:
             self._leave_ears()
+            self._forget_socket()
             self._transport = None
             self._lobby.hand_over(self, transport, data)
 
@@ -269,67 +291,117 @@ class FrontConnection(asyncio.BufferedProtocol):
         """Answer at once, or begin to."""
         desk = self._desk
         now = monotonic()
-        try:
-            desk.check(plan)
-            ready = plan.ready
-            if ready is None or not ready.kept.is_current:
+        ready = plan.ready
+        if ready is None or not ready.kept.is_current or not plan.is_allowed:
+            try:
                 ready = desk.look_up(plan)
-        except ShardmillError:
-            ready = None
-        if ready is None:
-            self._begin(self._open(plan, now))
-            return
+            except ShardmillError:
+                ready = None
+            if ready is None:
+                self._begin(self._open(plan, now))
+                return
         kept = ready.kept
         kept.is_used = True
         size = ready.stop - ready.start
         if not ready.is_verified:
             ready.is_verified = kept.is_ready is not None and kept.is_ready(ready.start, ready.stop)
-        if size > SMALL or not ready.is_verified:
+        if not ready.is_verified:
             self._begin(self._send(plan, ready, now))
             return
-        request_id = desk.ids.next()
-        head = desk.head_of(ready, request_id)
-        data: bytes | memoryview | None
+        if size > COPIED and (size > SMALL or kept.is_there is None):
+            self._answer_from_file(plan, ready, transport, now)
+            return
+        body: bytes | memoryview = b""
         if size:
-            data = desk.read_small(ready, head)
-        elif ready.error is not None and not plan.is_head:
-            body = body_of_error(ready.error, request_id)
-            data, size = head + body, len(body)
-        else:
-            data = head
-        if data is None:
-            self._begin(self._send(plan, ready, now))
-            return
+            read = desk.read_small(ready)
+            if read is None:
+                self._begin(self._send(plan, ready, now))
+                return
+            body = read
         # Behind the reading, so that the bytes are of what stands there.
         if kept.is_there is not None and not kept.is_there():
             kept.leave()
             self._begin(self._open(plan, now))
             return
+        request_id = desk.ids.next()
+        if ready.error is not None and not plan.is_head:
+            body = request_id.join(ready.said)
+            size = len(body)
         if size > MIDDLE and not self._is_limited:
             self._limit(transport)
-        if type(data) is memoryview and transport.get_write_buffer_size():
-            # It will be kept, and would keep all of the buffer for what may be a small piece.
-            data = bytes(data)
-        transport.write(data)
-        self._written += len(data)
-        if type(data) is memoryview and transport.get_write_buffer_size():
-            desk.renew_buffer()
+        self._write(transport, desk.head_of(ready, request_id), body)
         self._count(plan, ready, request_id, size, now)
 
-    def _count(self, plan: Plan, ready: Ready, request_id: str, size: int, began: float) -> None:
+    def _answer_from_file(self, plan: Plan, ready: Ready, transport: asyncio.Transport, now: float) -> None:
+        """Send the head and as much of the file as the kernel takes; what is left, or not in memory, is waited for."""
+        desk, kept, source = self._desk, ready.kept, ready.kept.source
+        assert source is not None
+        size = ready.stop - ready.start
+        may_begin = kept.is_there is None and self._descriptor >= 0 and not transport.get_write_buffer_size()
+        first = min(size, SLICE)
+        if may_begin and now > ready.resident_until:
+            may_begin = desk.residency.has(source.descriptor, ready.start, ready.start + first)
+            ready.resident_until = now + STAYS if may_begin else 0.0
+        if not may_begin:
+            self._begin(self._send(plan, ready, now))
+            return
+        if not self._is_limited:
+            self._limit(transport)
+        request_id = desk.ids.next()
+        head = desk.head_of(ready, request_id)
+        if size > TOGETHER and self._socket is not None:
+            self._write_ahead(self._socket, transport, head)
+        else:
+            self._write(transport, head, b"")
+        sent = 0
+        if not transport.get_write_buffer_size():
+            sent = send_now(self._descriptor, source.descriptor, ready.start, first)
+        self._written += sent
+        if sent == size:
+            self._count(plan, ready, request_id, size, now)
+            return
+        desk.tally.sent += sent
+        self._begin(self._send_rest(plan, ready, transport, request_id, sent, now), kept)
+
+    def _write(self, transport: asyncio.Transport, head: bytes, body: bytes | memoryview) -> None:
+        """Write what the kernel takes at once, which is all as a rule; the transport keeps the rest."""
+        sent = 0
+        size = len(head) + len(body)
+        if self._descriptor >= 0 and not transport.get_write_buffer_size():
+            # Of an error the transport knows what to do; it finds the same.
+            with contextlib.suppress(OSError):
+                sent = os.writev(self._descriptor, (head, body)) if body else os.write(self._descriptor, head)
+        if sent < size:
+            transport.write(b"".join((head, body))[sent:])
+        self._written += size
+
+    def _write_ahead(self, sock: socket.socket, transport: asyncio.Transport, head: bytes) -> None:
+        """Write what leaves with that which is written next."""
+        sent = 0
+        with contextlib.suppress(OSError):
+            sent = sock.send(head, socket.MSG_MORE)
+        if sent < len(head):
+            transport.write(head[sent:])
+        self._written += len(head)
+
+    def _count(self, plan: Plan, ready: Ready, request_id: bytes, size: int, began: float) -> None:
         desk = self._desk
-        status = str(ready.status)
-        desk.tally.count(status)
+        desk.tally.count(ready.status)
         desk.tally.sent += size
         self.has_asked = True
         self.waiting_since = began
-        if desk.is_verbose or ready.error is not None:
-            desk.log(plan, request_id, status, size, monotonic() - began)
+        if desk.is_verbose or (desk.is_telling and ready.error is not None):
+            desk.log(plan, request_id, ready.status, size, monotonic() - began)
 
     # Answers that wait.
 
-    def _begin(self, work: Coroutine[Any, Any, Ending]) -> None:
+    def _begin(self, work: Coroutine[Any, Any, Ending], held: Kept | None = None) -> None:
+        """Wait for the rest of an answer; `held` is leased for as long, from now on."""
         self._work = asyncio.get_running_loop().create_task(work)
+        if held is not None:
+            held.lease()
+            # Not in the coroutine, which is never entered when its task is cancelled at once.
+            self._work.add_done_callback(lambda _: held.release())
         self._work.add_done_callback(self._worked)
 
     def _worked(self, work: "asyncio.Task[Ending]") -> None:
@@ -392,11 +464,11 @@ class FrontConnection(asyncio.BufferedProtocol):
             self._written += len(head)
             count(len(body))
             if ready.stop - ready.start > SMALL:
-                await self._send_large(transport, ready, count)
+                await self._send_large(transport, ready, 0, count)
             waiting = self._room()
             if waiting is not None:
                 await waiting
-            status, why = str(ready.status), None
+            status, why = ready.status, None
             return "kept"
         except (ShardmillError, OSError) as error:
             why = str(error)
@@ -409,13 +481,40 @@ class FrontConnection(asyncio.BufferedProtocol):
             self.has_asked = True
             self.waiting_since = monotonic()
 
-    async def _first_bytes(self, plan: Plan, ready: Ready, request_id: str) -> tuple[bytes, bytes] | None:
+    async def _send_rest(
+        self, plan: Plan, ready: Ready, transport: asyncio.Transport, request_id: bytes, sent: int, began: float
+    ) -> Ending:
+        """Go on with an answer of which these bytes of the body are sent."""
+        desk = self._desk
+        status: str = "cut"
+        why: str | None = "the peer went away"
+
+        def count(size: int) -> None:
+            nonlocal sent
+            sent += size
+            desk.tally.sent += size
+            self._written += size
+
+        try:
+            await self._send_large(transport, ready, sent, count)
+            status, why = ready.status, None
+            return "kept"
+        except (ShardmillError, OSError) as error:
+            why = str(error)
+            return "closed"
+        finally:
+            desk.tally.count(status)
+            desk.log(plan, request_id, status, sent, monotonic() - began, why)
+            self.has_asked = True
+            self.waiting_since = monotonic()
+
+    async def _first_bytes(self, plan: Plan, ready: Ready, request_id: bytes) -> tuple[bytes, bytes] | None:
         """Head, and the body of a small answer; None: the object is not the one that was opened."""
         desk, kept, source = self._desk, ready.kept, ready.kept.source
         body = b""
         size = ready.stop - ready.start
         if ready.error is not None and not plan.is_head:
-            body = body_of_error(ready.error, request_id)
+            body = request_id.join(ready.said)
         elif source is not None and 0 < size <= SMALL:
             await source.ensure(ready.start, ready.stop)
             body = await read_whole(desk, source.descriptor, ready.start, ready.stop)
@@ -426,7 +525,10 @@ class FrontConnection(asyncio.BufferedProtocol):
             return None
         return desk.head_of(ready, request_id), body
 
-    async def _send_large(self, transport: asyncio.Transport, ready: Ready, count: Callable[[int], None]) -> None:
+    async def _send_large(
+        self, transport: asyncio.Transport, ready: Ready, sent: int, count: Callable[[int], None]
+    ) -> None:
+        """Send a body but for its first bytes, which are sent."""
         desk, source = self._desk, ready.kept.source
         assert source is not None
         if _is_encrypted(transport):
@@ -439,12 +541,15 @@ class FrontConnection(asyncio.BufferedProtocol):
                 raise ConnectionResetError("the reader went away")
             await asyncio.sleep(0.005)
         with contextlib.closing(FileBody(desk, transport, source, count)) as body:
-            await body.send(ready.start, ready.stop)
+            # A file that is only ever replaced needs no last look.
+            tail = 0 if ready.kept.is_there is None else TAIL
+            await body.send(ready.start + sent, ready.stop, tail=tail)
 
     def _limit(self, transport: asyncio.Transport) -> None:
         self._is_limited = True
         if not _is_encrypted(transport):
             limit_send_buffer(transport, self._desk.settings.near_send_buffer)
+            self._socket = socket.socket(fileno=transport.get_extra_info("socket").fileno())
 
     def _room(self) -> "asyncio.Future[None] | None":
         """What to await before more is written; None: nothing."""

@@ -27,9 +27,9 @@ from shardmill.telemetry import logs
 
 logger = logging.getLogger(__name__)
 
-SMALL = 128 << 10  # bytes of a body that is written at once with its head
+COPIED = 32 << 10  # bytes of a body up to which a copy costs less than a call more
+SMALL = 128 << 10  # bytes of a body that is read whole before the last look at its file
 _RECEIVED = 256 << 10  # bytes taken from a socket at once
-_HEADS = 16 << 10  # bytes of the buffer for what stands before a small body
 
 _SAID = (ObjectNotFound, MemberNotFound, PreconditionFailed, RangeNotSatisfiable)
 """Errors that the front answers with; what says more is aiohttp's."""
@@ -78,10 +78,11 @@ class Desk:
         self.clock = Clock()
         self.residency = Residency()
         self.is_verbose = logger.isEnabledFor(logging.DEBUG)
+        self.is_telling = logger.isEnabledFor(logging.INFO)
         self._shards = shards
         self.received = memoryview(bytearray(_RECEIVED))
         """What a connection receives, until it has looked at it."""
-        self._buffer = memoryview(bytearray(_HEADS + SMALL))
+        self._body = memoryview(bytearray(SMALL))
 
     def next_plan(self, data: bytes, start: int) -> Plan | None:
         """The request that begins at `start` of what came; None: it is not the front's, or not all of it is there."""
@@ -89,10 +90,6 @@ class Desk:
         if plan is not None and plan.ready is None and not self.objects.keeps(plan.ref.bucket):
             return None
         return plan
-
-    def check(self, plan: Plan) -> None:
-        """Raise AccessDenied unless whoever asks may read there."""
-        self.objects.check(ANONYMOUS, "read", plan.ref.bucket)
 
     def close(self) -> None:
         """Listen to nobody any more."""
@@ -108,6 +105,8 @@ class Desk:
         Raises:
             ShardmillError: One that the front does not say itself.
         """
+        self.objects.check(ANONYMOUS, "read", plan.ref.bucket)
+        plan.is_allowed = True
         kept = self.objects.kept(ANONYMOUS, plan.ref)
         return None if kept is None or not kept.is_current else self._answer(plan, kept)
 
@@ -142,36 +141,30 @@ class Desk:
             plan.ready = ready_error(kept, error)
         return plan.ready
 
-    def head_of(self, ready: Ready, request_id: str) -> bytes:
-        return b"".join((ready.head, request_id.encode(), ready.rest, self.clock.end_of_head()))
+    def head_of(self, ready: Ready, request_id: bytes) -> bytes:
+        return b"".join((ready.head, request_id, ready.rest, self.clock.end_of_head()))
 
-    def read_small(self, ready: Ready, head: bytes) -> memoryview | None:
-        """Head and body in the shared buffer, valid until the next call; None: the disk would have to be waited for."""
+    def read_small(self, ready: Ready) -> memoryview | None:
+        """A body in the shared buffer, valid until the next call; None: the disk would have to be waited for."""
         source = ready.kept.source
         assert source is not None
         size = ready.stop - ready.start
-        end = len(head) + size
-        if len(head) > _HEADS:
-            return None
-        view = self._buffer[:end]
-        view[: len(head)] = head
+        view = self._body[:size]
         try:
-            if os.preadv(source.descriptor, [view[len(head) :]], ready.start, os.RWF_NOWAIT) != size:
+            if os.preadv(source.descriptor, (view,), ready.start, os.RWF_NOWAIT) != size:
                 return None
         except OSError:
             return None
         return view
 
-    def renew_buffer(self) -> None:
-        """A transport has kept what is in the buffer."""
-        self._buffer = memoryview(bytearray(_HEADS + SMALL))
-
-    def log(self, plan: Plan, request_id: str, status: str, sent: int, seconds: float, why: str | None = None) -> None:
+    def log(
+        self, plan: Plan, request_id: bytes, status: str, sent: int, seconds: float, why: str | None = None
+    ) -> None:
         """The line of one request."""
         is_quiet = status in ("200", "206", "304")
         if is_quiet and not self.is_verbose:
             return
-        token = logs.request_id.set(request_id)
+        token = logs.request_id.set(request_id.decode())
         if why is not None:
             logger.info("%s %s: answer cut: %s", plan.method, plan.path, why)
         logger.log(

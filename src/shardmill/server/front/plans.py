@@ -15,28 +15,38 @@ class Ready:
         head: Up to the request's id.
         rest: From there to the date's value.
         error: What the body says; None: the body is bytes [start, stop) of the object.
+        said: The body of an error, up to the request's id and behind it.
     """
 
-    __slots__ = ("error", "head", "is_verified", "kept", "rest", "start", "status", "stop")
+    __slots__ = ("error", "head", "is_verified", "kept", "resident_until", "rest", "said", "start", "status", "stop")
 
     def __init__(
-        self, kept: Kept, status: int, head: bytes, rest: bytes, start: int, stop: int, error: ShardmillError | None
+        self,
+        kept: Kept,
+        status: int,
+        head: bytes,
+        rest: bytes,
+        span: tuple[int, int],
+        error: ShardmillError | None = None,
+        said: tuple[bytes, bytes] = (b"", b""),
     ) -> None:
         self.kept = kept
-        self.status = status
+        self.status = str(status)
         self.head = head
         self.rest = rest
-        self.start = start
-        self.stop = stop
+        self.start, self.stop = span
         self.error = error
-        self.is_verified = start == stop
+        self.said = said
+        self.is_verified = self.start == self.stop
         """The bytes may be sent as they are; once they may, they always may."""
+        self.resident_until = 0.0
+        """The first of them were in memory lately, and are believed to stay there until then."""
 
 
 class Plan:
     """A request that the front may answer, parsed."""
 
-    __slots__ = ("conditions", "head", "is_head", "member", "path", "ready", "ref", "wanted")
+    __slots__ = ("conditions", "head", "is_allowed", "is_head", "member", "path", "ready", "ref", "wanted")
 
     def __init__(
         self,
@@ -57,6 +67,8 @@ class Plan:
         self.conditions = conditions
         self.wanted = wanted
         self.is_head = is_head
+        self.is_allowed = False
+        """Who asks may read there; rights do not change while a node runs."""
         self.ready: Ready | None = None
         """The answer by the version of the object that was met last."""
 
