@@ -15,12 +15,13 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from shardmill.core.errors import Busy, InsufficientStorage
+from shardmill.core.errors import InsufficientStorage
 from shardmill.core.refs import Bucket
+from shardmill.core.sources import Source
 from shardmill.storage.cache.disk import CacheDisk
 from shardmill.storage.cache.policy import CachePolicy
 from shardmill.storage.cache.store import CachedBucket
-from shardmill.storage.cache.window import WINDOW
+from shardmill.storage.cache.window import AT_ONCE, LEAST, WINDOW
 from tests.storage.cache.support import MIB, disk_use, is_settled, make, open_cache, read, read_source, run, wait_until
 from tests.storage.cache.web import Served, Web, WebOrigin, web
 from tests.storage.full_disk import small_disk
@@ -268,19 +269,35 @@ def test_without_room_objects_pass_through_memory_which_is_bounded(tmp_path: Pat
         run(story())
 
 
-def test_too_many_that_pass_through_are_told_so(tmp_path: Path) -> None:
-    data = make(3 * MIB)
+def test_many_that_pass_through_share_the_memory_for_it(tmp_path: Path) -> None:
+    """More than there is memory for at once: some get less, some wait until others have gone."""
+    data = make(12 * MIB)
+    readers = AT_ONCE * WINDOW // LEAST + 20
 
     async def story() -> None:
         async with open_cache(origin, tmp_path, capacity=MIB) as store:
-            sources = [await store.open("key", expected=(0, None)) for _ in range(20)]
-            found = await asyncio.gather(*(source.ensure(0, MIB) for source in sources), return_exceptions=True)
-            assert sum(error is None for error in found) == 8
-            assert sum(isinstance(error, Busy) for error in found) == 12
-            for source in sources:
-                source.close()
+            sources: set[Source] = set()
+
+            async def one() -> None:
+                source = await store.open("key", expected=(0, None))
+                position = 0
+                try:
+                    while position < len(data):
+                        reached = await source.ensure_some(position, position + 16 * MIB)
+                        sources.add(source)
+                        held = sum(os.fstat(other.descriptor).st_blocks * 512 for other in sources)
+                        # What is on the way into a window when it moves comes on top.
+                        assert held <= AT_ONCE * WINDOW + len(sources) * MIB
+                        assert os.pread(source.descriptor, reached - position, position) == data[position:reached]
+                        position = reached
+                        source.release(position)
+                finally:
+                    sources.discard(source)
+                    source.close()
+
+            await asyncio.gather(*(one() for _ in range(readers)))
+            assert store.statistics().passed == readers
             await wait_until(lambda: is_settled(store))
-            assert await read(store, "key") == data
 
     with web() as origin:
         origin.objects["key"] = Served(data, "v1")

@@ -110,7 +110,7 @@ class Entry(Holding):
             if self.lost is not None:
                 raise self.lost
             if self._window is not None:
-                self._window.reach(start, need)
+                await self._window.reach(start, need)
             first, last = self.blocks.span(start, stop)
             await self.reserve(first, last)
             reader.want(first, last)
@@ -229,9 +229,8 @@ class Entry(Holding):
         writer = PieceWriter(self.descriptor, self._file.log, self.meta.size, stream.first * BLOCK)
         taker = Taker(writer, frozenset(stream.owned), owns_all=len(stream.owned) == stream.last - stream.first)
         while stream.owned:
-            if self._window is not None:
-                await self._window.wait_for(writer.position)
-            size = await read.draw(taker.take, A_VISIT, self._upstream.in_thread)
+            room = A_VISIT if self._window is None else await self._window.wait_for(writer.position)
+            size = await read.draw(taker.take, min(A_VISIT, room), self._upstream.in_thread)
             if not size:
                 return
             self._upstream.counters.fetched += size

@@ -23,7 +23,6 @@ from shardmill.core.conditions import Conditions
 from shardmill.core.errors import (
     BadRequest,
     BucketReadOnly,
-    Busy,
     Conflict,
     InsufficientStorage,
     ObjectNotFound,
@@ -46,7 +45,7 @@ from shardmill.storage.cache.source import CachedSource
 from shardmill.storage.cache.upstream import Counters, Version
 from shardmill.storage.cache.versions import Known, facts_of, facts_version
 from shardmill.storage.cache.width import Width
-from shardmill.storage.cache.window import WINDOW, Memory, Window
+from shardmill.storage.cache.window import Memory, Window
 from shardmill.storage.cache.writing import OpenToWriting, checked, delete_through, put_through
 from shardmill.storage.locks import KeyLocks
 from shardmill.storage.pool import Stored
@@ -162,12 +161,10 @@ class CachedBucket:
                         return found
 
         async def passing(start: int) -> Entry:
-            if not self._memory.has(WINDOW):
-                raise Busy(f"{self.bucket}/{key}: there is no room for it on the disk now; ask again", retry_after=1)
+            window = await Window.open(start, self._memory, f"{self.bucket}/{key}")
             self.counters.passed += 1
-            window = Window(start, self._memory, f"{self.bucket}/{key}")
             made = self._build(known, None, None, window=window)
-            await made.lease()
+            await made.lease()  # gives the window back if it fails
             return made
 
         return CachedSource(known.record.meta, entry, expected, attach=attach, passing=passing, counters=self.counters)
