@@ -11,6 +11,7 @@ import pytest
 
 from shardmill.core.errors import BackendUnavailable, Conflict, ObjectNotFound, ServerError
 from shardmill.core.origins import OriginFacts, OriginRead, OriginStatistics
+from shardmill.storage.cache.entry import SINGLE
 from shardmill.storage.cache.policy import CachePolicy
 from tests.storage.cache.support import MIB, disk_use, is_settled, make, open_cache, read, read_source, run, wait_until
 from tests.storage.cache.web import Asked, Served, web
@@ -404,6 +405,25 @@ def test_an_object_of_unknown_length_is_whole_before_it_is_told(tmp_path: Path, 
         origin.objects["key"] = Served(data, etag, has_length=False)
         run(story())
         assert len(origin.gets()) == 1
+
+
+@pytest.mark.parametrize("size", [5 * MIB + 3, SINGLE, SINGLE + 5 * MIB])
+def test_an_object_that_tells_no_size_is_whole_whatever_was_asked_for_first(tmp_path: Path, size: int) -> None:
+    data = make(size)
+
+    async def story() -> None:
+        async with open_cache(origin, tmp_path) as store:
+            for key, start, stop in (("a", 2 * MIB + 5, 3 * MIB), ("b", 0, MIB), ("c", 0, None)):
+                assert await read(store, key, start, stop) == data[start:stop]
+                assert (await store.head(key)).size == size
+                assert await read(store, key) == data
+            await wait_until(lambda: is_settled(store))
+            assert [found.there for found in store.cached("")] == [size] * 3
+
+    with web() as origin:
+        for key in "abc":
+            origin.objects[key] = Served(data, "v1", has_length=False, takes_ranges=False)
+        run(story())
 
 
 def test_an_origin_without_ranges(tmp_path: Path) -> None:

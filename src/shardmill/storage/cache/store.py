@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import heapq
 import logging
-import os
 import secrets
 import time
 from collections import OrderedDict
@@ -38,10 +37,10 @@ from shardmill.storage.cache.disk import CacheDisk
 from shardmill.storage.cache.entry import SINGLE, Entry
 from shardmill.storage.cache.listings import Listings
 from shardmill.storage.cache.loading import find_kept
-from shardmill.storage.cache.pieces import PieceWriter
 from shardmill.storage.cache.policy import CachePolicy
 from shardmill.storage.cache.record import CacheRecord
 from shardmill.storage.cache.source import CachedSource
+from shardmill.storage.cache.unsized import take_whole
 from shardmill.storage.cache.upstream import Counters, Version
 from shardmill.storage.cache.versions import Known, facts_of, facts_version
 from shardmill.storage.cache.width import Width
@@ -444,7 +443,7 @@ class CachedBucket:
                 self.counters.fetches += 1
                 self.counters.fetch_seconds += time.monotonic() - asked
                 if read.facts.size is None:
-                    await self._take_unsized(key, read, asked)
+                    await self._take_unsized(key, read if start == 0 else None, stop, asked)
                     begun.set_result(None)
                     return
                 known = await self._compare(key, read.facts, asked)
@@ -495,38 +494,26 @@ class CachedBucket:
         finally:
             entry.unlease()
 
-    async def _take_unsized(self, key: str, read: OriginRead, asked: float) -> None:
-        """An object whose size shows at its end: all of it comes first."""
+    async def _take_unsized(self, key: str, read: OriginRead | None, stop: int, asked: float) -> None:
+        """An object whose size shows at its end: all of it comes first. `read` is of its bytes up to `stop`, if any."""
         path, log = self._paths(key)
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        descriptor = await self.disk.in_thread(os.open, path, flags, 0o600)
-        writer = PieceWriter(descriptor, None, -1, 0)
-        hashes = bytearray()
-        taken = 0
-        try:
-            async for piece in read:
-                await self.disk.take(len(piece))
-                taken += len(piece)
-                self.counters.fetched += len(piece)
-                found = await finish(self.disk.in_thread(writer.write, [piece]))
-                hashes += b"".join(digest for _, digest in found)
-            hashes += writer.finish()
-        except BaseException:
-            self.disk.give_back(taken)
-            await self.disk.unlink([path])
-            raise
-        finally:
-            os.close(descriptor)
-        size = writer.position
-        version, is_versioned = facts_version(read.facts)
-        record = CacheRecord.of(self.bucket, read.facts, size, version, time.time())
+        whole = None if read is None else await take_whole(read, path, self.disk, self.counters, stop=stop)
+        if read is None or whole is None:
+            async with self.origin.read(key) as read:
+                self.counters.fetches += 1
+                whole = await take_whole(read, path, self.disk, self.counters, stop=None)
+        assert whole is not None
+        facts, size = read.facts, whole.size
+        version, is_versioned = facts_version(facts)
+        record = CacheRecord.of(self.bucket, facts, size, version, time.time())
         await self._drop(key)
-        blocks, is_pinned = Blocks(size, bytes(hashes)), self.policy.pin
-        entry = Entry(self, record, path=path, log=log, blocks=blocks, is_made=True, is_pinned=is_pinned)
-        entry.taken = taken
-        entry.is_versioned = is_versioned
-        self._give(entry)
-        self._remember(key, Known(record, read.facts, is_versioned, asked))
+        if whole.taken is not None:
+            blocks, is_pinned = Blocks(size, whole.hashes), self.policy.pin
+            entry = Entry(self, record, path=path, log=log, blocks=blocks, is_made=True, is_pinned=is_pinned)
+            entry.taken = whole.taken
+            entry.is_versioned = is_versioned
+            self._give(entry)
+        self._remember(key, Known(record, facts, is_versioned, asked))
 
     async def _drop(self, key: str) -> None:
         """What is there of a key is of the past; who reads it goes on."""
