@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.processes import Spoken, cpu_of, spoken
 from benchmarks.table import Row, Samples, ratio_of, wait_quiet
-from benchmarks.transforms import BUCKET, HERE, Served, Setting, served
+from benchmarks.transforms import BUCKET, HERE, Bare, Served, Setting, served
 
 LOADERS = HERE / "peers" / "loaders.py"
 TENSORFLOW = HERE / "peers" / "tensorflow_service.py"
@@ -51,19 +51,22 @@ def measure(setting: Setting, scratch: Path, rounds: int, tensorflow: Path | Non
     pictures = scratch / "pictures"
     _unpack(setting.shards, pictures)
     with contextlib.ExitStack() as stack:
+        bare = stack.enter_context(contextlib.closing(Bare(setting, WORKERS)))
         node = stack.enter_context(served(setting, WORKERS))
+        limit = Samples()
         loaders = list(_loaders(stack, setting, node, pictures))
         if tensorflow is not None:
             loaders.append(_tensorflow(stack, tensorflow, pictures))
         for number in range(rounds + 1):
+            limit.add(bare.rate())
+            wait_quiet()
             for loader in loaders[number % len(loaders) :] + loaders[: number % len(loaders)]:
                 loader.run(node.node.pid)
                 wait_quiet()
     # The first pass starts worker processes, which then stay.
-    for loader in loaders:
-        for kept in (loader.rate, loader.cpu, loader.total):
-            del kept.values[0]
-    return _rows(loaders)
+    for kept in (limit, *(kept for loader in loaders for kept in (loader.rate, loader.cpu, loader.total))):
+        del kept.values[0]
+    return rows_of(loaders, limit)
 
 
 def _loaders(stack: contextlib.ExitStack, setting: Setting, node: Served, pictures: Path) -> Iterator[Loader]:
@@ -75,10 +78,10 @@ def _loaders(stack: contextlib.ExitStack, setting: Setting, node: Served, pictur
     kinds: list[tuple[str, str, int, list[str]]] = [
         ("shardmill.torch on transformed URLs", "shardmill", 0, transformed),
         ("WebDataset on transformed URLs, 1 worker", "webdataset-in-store", 1, transformed),
-        *(
-            (f"WebDataset on the client, {count} worker{'s' * (count != 1)}", "webdataset-here", count, plain)
-            for count in (0, 1, 2)
-        ),
+        ("WebDataset on the client, 0 workers", "webdataset-here", 0, plain),
+        ("WebDataset on the client, 1 worker, kept", "webdataset-here", 1, plain),
+        ("WebDataset on the client, 2 workers, kept", "webdataset-here", 2, plain),
+        ("WebDataset on the client, 2 workers, started with the pass", "webdataset-here-anew", 2, plain),
         ("SPDL on plain files, 2 threads", "spdl", 2, [str(pictures)]),
         ("LitData raw on plain files, 2 workers", "litdata", 2, [str(pictures)]),
     ]
@@ -106,13 +109,24 @@ def _unpack(shards: list[Path], directory: Path) -> None:
                     (directory / f"{path.stem}-{os.path.basename(member.name)}").write_bytes(file.read())
 
 
-HELD_TO = {"WebDataset on the client, 0 workers": 1.8, "WebDataset on the client, 2 workers": 1.2}
+HELD_TO = {
+    "WebDataset on the client, 0 workers": 1.8,
+    "WebDataset on the client, 2 workers, kept": 1.2,
+    "WebDataset on the client, 2 workers, started with the pass": 1.2,
+}
 """Loader → shardmill's rate as a multiple of its."""
 
 
-def _rows(loaders: list[Loader]) -> list[Row]:
+def rows_of(loaders: list[Loader], limit: Samples) -> list[Row]:
+    """With what shardmill, the first, is held to.
+
+    Args:
+        loaders: Measured.
+        limit: Samples a second of bare processes, which make no batches.
+    """
     ours, *peers = loaders
-    rows = [Row(f"{loader.name}: batches", loader.rate, "samples/s", bar=loader.name) for loader in loaders]
+    rows = [Row(f"bare processes ({WORKERS}), without batches: the limit", limit, "samples/s")]
+    rows += [Row(f"{loader.name}: batches", loader.rate, "samples/s", bar=loader.name) for loader in loaders]
     for peer in peers:
         rows.append(
             Row(
@@ -123,6 +137,9 @@ def _rows(loaders: list[Loader]) -> list[Row]:
                 contest="rate",
             )
         )
+    for peer in peers:
+        if peer.name in HELD_TO:
+            rows.append(Row(f"the most that could be had, of {peer.name}", ratio_of(limit, peer.rate), ""))
     rows += [Row(f"{loader.name}: client's CPU per sample", loader.cpu, "ms") for loader in loaders]
     for peer in peers:
         if peer.name in HELD_TO:

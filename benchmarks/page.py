@@ -43,7 +43,9 @@ TITLES = {
         "One pass over all shards, after one that is not counted. Loaders on plain files have nothing to receive and "
         "read no tar; tf.data service runs TensorFlow's own operations, since its graph cannot call Python. "
         "Everything, the node too, shares the same cores: on more machines the store's side would have more of them. "
-        "Worker processes stay from pass to pass, which spares WebDataset and LitData starting them anew.",
+        "Worker processes that are *kept* stay from pass to pass, as torch's `persistent_workers` has it, which is not "
+        "what it does by itself; LitData's are kept, too. Bare processes decode and transform, and do nothing else: "
+        "what they reach, of a loader's rate, is the most that anything could.",
     ),
     "workers": (
         "Workers",

@@ -210,6 +210,7 @@ def rates_of(name: str, servers: list[Server], limit: Samples) -> list[Row]:
         what = f"{name}: shardmill, of {peer.name}"
         rows.append(Row(f"{what}: one shard", ratio_of(ours.one, peer.one), "", contest="rate"))
         rows.append(Row(f"{what}: two at once", ratio_of(ours.two, peer.two), "", contest="rate"))
+    rows += _most_of(peers, limit, f"{name}: ")
     return rows
 
 
@@ -225,6 +226,7 @@ def rows_of(servers: list[Server], limit: Samples) -> list[Row]:
         what = f"shardmill, of {peer.name}"
         rows.append(Row(f"{what}: one shard", ratio_of(ours.one, peer.one), "", at_least=one, contest="rate"))
         rows.append(Row(f"{what}: two at once", ratio_of(ours.two, peer.two), "", at_least=two, contest="rate"))
+    rows += _most_of(peers, limit)
     rows += [Row(f"{server.name}: first byte", server.first, "ms") for server in (ours, *peers)]
     for peer in peers:
         if peer.name.startswith("aistore"):
@@ -241,3 +243,11 @@ def rows_of(servers: list[Server], limit: Samples) -> list[Row]:
         if server.health is not None:
             rows.append(Row(f"{server.name}: slowest health check meanwhile", server.checked, "ms"))
     return rows
+
+
+def _most_of(peers: list[Server], limit: Samples, name: str = "") -> Iterator[Row]:
+    """What bare processes reach, of a server's rate: nothing that also sends could have a larger multiple."""
+    for peer in peers:
+        what = f"{name}the most that could be had, of {peer.name}"
+        yield Row(f"{what}: one shard", ratio_of(limit, peer.one), "")
+        yield Row(f"{what}: two at once", ratio_of(limit, peer.two), "")

@@ -9,11 +9,12 @@ import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from benchmarks import ahead, client, members, page, plane, serving
-from benchmarks.processes import children_of, cpu_of, private, spoken
+from benchmarks import ahead, client, loading, members, page, plane, serving
+from benchmarks.processes import Spoken, children_of, cpu_of, private, spoken
 from benchmarks.table import Row, Samples, markdown, ratio_of
 from benchmarks.transforms import HERE, Setting, served
 from shardmill import Client
@@ -99,6 +100,32 @@ def test_another_function_of_the_servers_has_rates_but_no_targets_and_no_bars() 
     assert {row.is_met for row in rows} == {None}
     assert {row.bar for row in rows} == {""}
     assert sum(row.contest == "rate" for row in rows) == 2 * len(serving.HELD_TO)
+
+
+def test_bare_processes_say_how_far_each_server_could_be_beaten() -> None:
+    rows = {row.what: row for row in serving.rows_of(servers(), Samples([400.0]))}
+    for name in serving.HELD_TO:
+        assert rows[f"the most that could be had, of {name}: one shard"].samples.median == 4.0
+        assert rows[f"the most that could be had, of {name}: two at once"].samples.median == 2.0
+
+
+def loader(name: str, rate: float) -> loading.Loader:
+    # What is made of the figures needs no process.
+    nobody = cast(Spoken, None)
+    return loading.Loader(name, nobody, rate=Samples([rate]), cpu=Samples([1.0]), total=Samples([2.0]))
+
+
+def test_a_pipeline_is_beaten_whether_or_not_its_workers_are_kept() -> None:
+    loaders = [loader("shardmill.torch", 360.0), *(loader(name, 200.0) for name in loading.HELD_TO)]
+    loaders[2].rate.values[:] = [320.0]
+    rows = {row.what: row for row in loading.rows_of(loaders, Samples([500.0]))}
+    held = {what: row.is_met for what, row in rows.items() if row.is_met is not None and row.contest == "rate"}
+    assert held == {
+        "shardmill.torch, of WebDataset on the client, 0 workers": True,
+        "shardmill.torch, of WebDataset on the client, 2 workers, kept": False,
+        "shardmill.torch, of WebDataset on the client, 2 workers, started with the pass": True,
+    }
+    assert rows["the most that could be had, of WebDataset on the client, 0 workers"].samples.median == 2.5
 
 
 def test_a_list_has_as_many_shards_however_many_there_are(tmp_path: Path, shards: Path) -> None:

@@ -30,7 +30,15 @@ def webdataset_here(transform: Any, workers: int, sources: list[str]) -> Epoch:
     import webdataset as wds
 
     dataset = wds.WebDataset(sources, shardshuffle=False).decode("pil").to_tuple("jpg", "cls")
-    return _web_loader(dataset.map_tuple(transform, identity), workers)
+    return _web_loader(dataset.map_tuple(transform, identity), workers, is_kept=workers > 0)
+
+
+def webdataset_here_anew(transform: Any, workers: int, sources: list[str]) -> Epoch:
+    """The same, its workers started for each pass, as a loader does that is not told otherwise."""
+    import webdataset as wds
+
+    dataset = wds.WebDataset(sources, shardshuffle=False).decode("pil").to_tuple("jpg", "cls")
+    return _web_loader(dataset.map_tuple(transform, identity), workers, is_kept=False)
 
 
 def webdataset_in_store(_: Any, workers: int, sources: list[str]) -> Epoch:
@@ -39,14 +47,14 @@ def webdataset_in_store(_: Any, workers: int, sources: list[str]) -> Epoch:
     from torchvision.transforms import ToTensor
 
     dataset = wds.WebDataset(sources, shardshuffle=False).decode("rgb").to_tuple("npy", "cls")
-    return _web_loader(dataset.map_tuple(ToTensor(), identity), workers)
+    return _web_loader(dataset.map_tuple(ToTensor(), identity), workers, is_kept=workers > 0)
 
 
-def _web_loader(dataset: Any, workers: int) -> Epoch:
+def _web_loader(dataset: Any, workers: int, *, is_kept: bool) -> Epoch:
     import webdataset as wds
 
     batches = dataset.batched(BATCH)
-    loader = wds.WebLoader(batches, batch_size=None, num_workers=workers, persistent_workers=workers > 0)
+    loader = wds.WebLoader(batches, batch_size=None, num_workers=workers, persistent_workers=is_kept)
     return lambda: loader
 
 
@@ -102,6 +110,7 @@ def litdata_files(transform: Any, workers: int, sources: list[str]) -> Epoch:
 
 LOADERS = {
     "webdataset-here": webdataset_here,
+    "webdataset-here-anew": webdataset_here_anew,
     "webdataset-in-store": webdataset_in_store,
     "shardmill": shardmill_in_store,
     "spdl": spdl_files,
