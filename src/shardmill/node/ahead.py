@@ -5,7 +5,9 @@ import itertools
 import logging
 import secrets
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Self
 
 from shardmill.core.errors import ShardmillError
 from shardmill.core.paths import TransformedRef
@@ -17,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 MAX_ANNOUNCED = 200_000  # names remembered, of all lists; the oldest are forgotten
 MAX_BEGINNING = 4  # shards being opened ahead at once
+QUIET_SECONDS = 0.1  # that the reader of a finished shard has the cores for himself; on a near way he is done by then
 GIVE_UP_AFTER = 4  # runs in a row that nobody asked for: the list is read in another order, or not at all
 
 _AT_ONCE = 200  # names remembered before others have their turn
@@ -39,11 +42,13 @@ class LookAhead:
         self._tasks: set[asyncio.Task[None]] = set()
         self._unused_before = 0
         self._used_before = 0
+        self._is_closed = False
 
-    async def __aenter__(self) -> "LookAhead":
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._is_closed = True
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -64,8 +69,29 @@ class LookAhead:
                 await asyncio.sleep(0)
         return len(self._next)
 
-    def reading(self, principal: Principal, name: TransformedRef) -> None:
-        """One of them is being read: begin what follows."""
+    @contextmanager
+    def reading(self, principal: Principal, name: TransformedRef, *, is_made: bool) -> Iterator[None]:
+        """Around the reading of one of them: begins what follows.
+
+        Args:
+            principal: Who reads.
+            name: What.
+            is_made: All of it is there already. Then its reader is the slower half, so that there is time to begin, and
+                workers would only keep from him the cores that sending and receiving take.
+        """
+        begin = _Once(lambda: self._begin_following(principal, name))
+        if is_made:
+            asyncio.get_running_loop().call_later(QUIET_SECONDS, begin)
+        else:
+            begin()
+        try:
+            yield
+        finally:
+            begin()
+
+    def _begin_following(self, principal: Principal, name: TransformedRef) -> None:
+        if self._is_closed:
+            return
         following = self._next.get(_key(name))
         depth = self._depth
         while following is not None and depth and len(self._tasks) < MAX_BEGINNING and self._is_worth_it():
@@ -95,6 +121,18 @@ class LookAhead:
         except ShardmillError as error:
             # Whoever asks for it is told.
             logger.debug("%s is not begun ahead: %s", ref, error)
+
+
+class _Once:
+    """Calls something the first time that it is called itself."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call: Callable[[], None] | None = call
+
+    def __call__(self) -> None:
+        call, self._call = self._call, None
+        if call is not None:
+            call()
 
 
 def _key(name: TransformedRef) -> _Name:

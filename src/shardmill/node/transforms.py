@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
 from shardmill.core.api import (
@@ -238,25 +238,24 @@ class Transforms:
         except BaseException:
             source.close()
             raise
-        if not is_patient:
-            self._ahead.reading(principal, TransformedRef(ref, spec))
-            self._objects.is_read(principal, ref)
         runs = self._engine.runs
         opened: Reading | Finished
-        if wants_finished and plan.is_shared and runs.can_finish:
-            opened = await runs.wait_finished(plan, source, request_id=request_id)
-        else:
-            opened = await runs.open(plan, source, request_id=request_id, is_patient=is_patient)
-        if isinstance(opened, Finished):
-            try:
+        with ExitStack() as held:
+            if not is_patient:
+                name = TransformedRef(ref, spec)
+                held.enter_context(self._ahead.reading(principal, name, is_made=runs.is_made(plan)))
+                self._objects.is_read(principal, ref)
+            if wants_finished and plan.is_shared and runs.can_finish:
+                opened = await runs.wait_finished(plan, source, request_id=request_id)
+            else:
+                opened = await runs.open(plan, source, request_id=request_id, is_patient=is_patient)
+            if isinstance(opened, Finished):
+                held.callback(opened.source.close)
                 yield TransformedFile(self._head(plan, spec, run=None), opened.source)
-            finally:
-                opened.source.close()
-        else:
-            try:
-                yield TransformedStream(self._head(plan, spec, run=f"run-{opened.number}", seed=opened.seed), opened)
-            finally:
-                opened.close()
+            else:
+                held.callback(opened.close)
+                head = self._head(plan, spec, run=f"run-{opened.number}", seed=opened.seed)
+                yield TransformedStream(head, opened)
 
     def environments(self) -> Sequence[EnvironmentInfo]:
         return self._engine.environments.infos()

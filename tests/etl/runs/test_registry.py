@@ -624,6 +624,27 @@ def test_a_patient_reader_leaves_what_was_begun_ahead_for_another(tmp_path: Path
     run(story())
 
 
+def test_what_was_begun_for_one_reader_is_written_to_no_file_once_he_is_there(tmp_path: Path, shard: Path) -> None:
+    async def story() -> None:
+        async with open_parts(tmp_path / "data") as (engine, results):
+            version = await register(engine, SLOW)
+            plan, source = await plan_for(engine, version, shard, "")
+            assert engine.runs.prepare(plan, source, request_id="ahead")
+            (running,) = engine.runs.live()
+            output = running.run.output
+            await wait_until(lambda: output.spooled > 0)
+            reader = await open_one(engine, version, shard, "")
+            assert isinstance(reader, Reading)
+            assert reader.running is running
+            assert len(members(await read_all(reader))) == 60
+            assert output.spooled < output.published
+            await wait_until(lambda: engine.runs._all == set())
+            assert results.statistics().used == 0
+            assert list((tmp_path / "data" / "results" / "tmp").iterdir()) == []
+
+    run(story())
+
+
 def test_runs_begun_ahead_make_place_for_readers(tmp_path: Path, shard: Path) -> None:
     async def story() -> None:
         async with open_parts(tmp_path / "data", max_runs=2) as (engine, _):

@@ -101,6 +101,11 @@ class Runs:
     def has_result(self, plan: Plan) -> bool:
         return self._files is not None and plan.is_shared and self._files.has(plan.key)
 
+    def is_made(self, plan: Plan) -> bool:
+        """Whether a reader would find all of it there."""
+        running = self._prepared.get(plan.key) or (self._shared.get(plan.key) if plan.is_shared else None)
+        return self.has_result(plan) or (running is not None and running.run.output.is_complete)
+
     async def open_finished(self, plan: Plan) -> Finished | None:
         """The finished result if there is one; starts nothing."""
         if self._files is None or not plan.is_shared:
@@ -227,7 +232,11 @@ class Runs:
             if prepared is None:
                 return None
             if prepared.run.output.can_be_joined:
-                return self._read(prepared, waits_for_all=waits_for_all, is_patient=False)
+                reading = self._read(prepared, waits_for_all=waits_for_all, is_patient=False)
+                if not prepared.is_ending and not waits_for_all:
+                    # Nobody else will read it: what is still to come goes from memory to its reader, as if never begun.
+                    prepared.run.output.stop_spooling()
+                return reading
             self._on_left(prepared)
             return None
         # A patient reader makes nothing that is worth keeping of what was scratch.

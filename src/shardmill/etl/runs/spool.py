@@ -78,6 +78,7 @@ class RunOutput:
         self.is_spooling = False
         self._trim()
         self._notify()
+        self._on_progress()
 
     def drop_file(self) -> None:
         """The file is gone; every reader is past it."""
