@@ -6,17 +6,17 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from shardmill.config import load_config
-from shardmill.core.errors import BadRequest, Busy, NotFound, ObjectNotFound, ShardmillError
+from shardmill.core.errors import AccessDenied, BadRequest, Busy, NotFound, ObjectNotFound, ShardmillError
 from shardmill.core.jobs import JobEntry, JobInfo, JobRequest
 from shardmill.core.refs import ObjectRef
 from shardmill.jobs.kinds import Item, Report, Work
 from shardmill.jobs.registry import Jobs
-from shardmill.node.access import ANONYMOUS, Principal
+from shardmill.node.access import ANONYMOUS, Action, Principal
 from shardmill.node.node import Node
 
 REQUEST = JobRequest("transform", "gs://somewhere", names=["a", "b", "c"])
@@ -206,5 +206,42 @@ def test_a_job_can_be_cancelled_before_it_has_begun(tmp_path: Path) -> None:
             again, is_begun = await jobs.start(ANONYMOUS, REQUEST)
             assert is_begun
             assert (await ended(jobs, again)).state == "done"
+
+    run(story())
+
+
+def test_a_job_whose_client_left_while_it_was_written_down_never_begins(tmp_path: Path) -> None:
+    async def story() -> None:
+        kind = Look(at_once)
+        async with open_jobs(tmp_path, kind) as jobs:
+            starting = asyncio.ensure_future(jobs.start(ANONYMOUS, REQUEST))
+            async with asyncio.timeout(10):
+                while not jobs.list(ANONYMOUS):  # noqa: ASYNC110  # a job tells nobody
+                    await asyncio.sleep(0)
+            assert not starting.done()
+            starting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await starting
+            assert [job.state for job in jobs.list(ANONYMOUS)] == ["cancelled"]
+        async with open_jobs(tmp_path, kind) as jobs:
+            (left,) = jobs.list(ANONYMOUS)
+            assert (await ended(jobs, left)).state == "cancelled"
+            assert kind.done == []
+            again, is_begun = await jobs.start(ANONYMOUS, REQUEST)
+            assert is_begun
+            assert (await ended(jobs, again)).state == "done"
+
+    run(story())
+
+
+def test_who_may_only_read_is_refused_an_eviction_before_it_begins(tmp_path: Path) -> None:
+    async def story() -> None:
+        config = load_config(environ={}, flags={"server": {"data": tmp_path}})
+        async with Node.open(config) as node, Jobs.open(node) as jobs:
+            reader = Principal("reader")
+            cast("dict[Principal, frozenset[Action]]", node.objects._access.rights)[reader] = frozenset({"read"})
+            with pytest.raises(AccessDenied, match="no right to write on gs://far"):
+                await jobs.start(reader, JobRequest("evict", "gs://far", prefix=""))
+            assert jobs.list(reader) == []
 
     run(story())

@@ -51,6 +51,7 @@ class EvictJobs:
     """See `jobs.kinds.Kind`. Of what is chosen it is about what is on the disk; that nothing is is no failure."""
 
     def __init__(self, node: Node) -> None:
+        self._objects = node.objects
         self._cache = node.cache
 
     def complete(self, principal: Principal, request: JobRequest) -> JobRequest:
@@ -60,6 +61,8 @@ class EvictJobs:
 
     async def prepare(self, principal: Principal, request: JobRequest) -> Work:
         bucket = Bucket.parse(request.source)
+        # Else each object would be refused by itself, once the job is at work.
+        self._objects.check(principal, "write", bucket)
         found = await self._cache.all_cached(principal, bucket, request.prefix or "")
         sizes = {info.key: info.cached for info in found}
         template, names = request.template, request.names

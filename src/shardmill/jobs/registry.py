@@ -204,8 +204,12 @@ class Jobs:
         job = self._jobs[job_id(request)] = Job(principal, _fresh(request, created, work))
         try:
             await self._save(job, job.info)
+        except asyncio.CancelledError:
+            # Whoever left was told of no job. As it is written down now, a restarted node would begin it.
+            await self._end(job, "cancelled", "whoever began it left before it was written down")
+            raise
         except BaseException:
-            job.end(job.final("failed", "the job could not be written down"))
+            await self._end(job, "failed", "the job could not be written down")
             raise
         self._begin(job, work)
         await self._forget_old()
@@ -353,8 +357,9 @@ class Jobs:
             await self._save(job, info)
         except ShardmillError as failure:
             logger.warning("job %s: how it ended could not be written down: %s", job.id, failure)
-        # Last, since whoever asks for it again writes to the same files.
-        job.end(info)
+        finally:
+            # Last, since whoever asks for it again writes to the same files.
+            job.end(info)
 
     async def _save(self, job: Job, info: JobInfo) -> None:
         await finish(asyncio.to_thread(self._records.save, Saved(job.principal.name, info)))
