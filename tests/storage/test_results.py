@@ -215,3 +215,54 @@ def test_there_are_never_more_than_so_many_however_small(tmp_path: Path) -> None
             assert len(store.list()) == len([path for path in tmp_path.iterdir() if path.is_file()]) == 2
 
     run(story())
+
+
+def test_a_result_that_is_kept_open_leaves_unless_somebody_reads_it(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with open_store(tmp_path, capacity=250_000) as store:
+            await put(store, "k1", bytes(100_000))
+            idle = await store.keep_open("k1")
+            assert idle is not None
+            assert [entry.readers for entry in store.list()] == [0]
+            await put(store, "k2", bytes(100_000))
+            await put(store, "k3", bytes(100_000))
+            assert not idle.is_current
+            assert await store.keep_open("k1") is None
+
+            held = await store.keep_open("k2")
+            assert held is not None
+            assert held.source is not None
+            held.lease()
+            assert [entry.readers for entry in store.list()] == [1, 0]
+            await put(store, "k4", bytes(100_000))
+            assert sorted(entry.key for entry in store.list()) == ["k2", "k4"]
+            # Who removes it does not ask, but who reads goes on.
+            await store.remove(["k2"])
+            assert not held.is_current
+            assert os.pread(held.source.descriptor, 10, 0) == bytes(10)
+            held.release()
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(held.source.descriptor)
+
+    run(story())
+
+
+def test_reading_what_is_kept_open_is_a_use(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with open_store(tmp_path, capacity=250_000) as store:
+            await put(store, "k1", bytes(100_000))
+            await put(store, "k2", bytes(100_000))
+            kept = await store.keep_open("k1")
+            assert kept is not None
+            assert await get(store, "k2") is not None
+            assert kept.on_read is not None
+            kept.on_read(0, 10)
+            await put(store, "k3", bytes(100_000))
+            assert sorted(entry.key for entry in store.list()) == ["k1", "k3"]
+            # Two readers of one result have it open apart.
+            other = await store.keep_open("k1")
+            assert other is not None
+            other.leave()
+            assert kept.is_current
+
+    run(story())

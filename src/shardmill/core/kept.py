@@ -16,9 +16,11 @@ class Kept:
         is_ready: Whether bytes [start, stop) can be read as they are; once they can, they always can. None: there are
             none.
         is_there: Looks whether the object is still the one that was opened; None: whoever changes it says so.
+        on_read: Told of bytes [start, stop) that a reader is given; none, where only the head is asked for.
+        hold: Told 1 when somebody begins to read beyond the current step of the loop, and -1 when nobody does any more.
     """
 
-    __slots__ = ("_leases", "absent", "is_current", "is_ready", "is_there", "is_used", "source")
+    __slots__ = ("_hold", "_leases", "absent", "is_current", "is_ready", "is_there", "is_used", "on_read", "source")
 
     def __init__(
         self,
@@ -27,23 +29,31 @@ class Kept:
         absent: ObjectNotFound | None = None,
         is_ready: Callable[[int, int], bool] | None = None,
         is_there: Callable[[], bool] | None = None,
+        on_read: Callable[[int, int], None] | None = None,
+        hold: Callable[[int], None] | None = None,
     ) -> None:
         self.source = source
         self.absent = absent
         self.is_ready = is_ready
         self.is_there = is_there
+        self.on_read = on_read
         self.is_current = True
         """False: it was changed or left; who has no lease may not touch the descriptor any more."""
         self.is_used = True
         """It was asked for since somebody last looked."""
+        self._hold = hold
         self._leases = 0
 
     def lease(self) -> None:
         """Hold the descriptor beyond the current step of the loop."""
+        if self._hold is not None and not self._leases:
+            self._hold(1)
         self._leases += 1
 
     def release(self) -> None:
         self._leases -= 1
+        if self._hold is not None and not self._leases:
+            self._hold(-1)
         self._close_unused()
 
     def leave(self) -> None:
@@ -69,4 +79,12 @@ class KeepObject(Protocol):
 
     async def keep(self, key: str) -> Kept | None:
         """Open an object to be kept, or remember that there is none; None: it is being changed just now."""
+        ...
+
+
+class KeepResult(Protocol):
+    """Where results can be kept open."""
+
+    async def keep_open(self, key: str) -> Kept | None:
+        """A finished result; it may be removed while nobody reads it. None: there is none. The caller lets it leave."""
         ...

@@ -229,7 +229,6 @@ class Engine:
         environment = self.environment_of(version)
         probe = version.info.probe
         is_deterministic = probe is not None and probe.deterministic
-        is_shared = is_deterministic or (spec.seed is not None and (probe is None or probe.reproducible))
         resolved = replace(
             spec, name=version.info.name, digest=version.info.digest, args=arguments_hash(version.info.args), k=None
         )
@@ -245,9 +244,16 @@ class Engine:
             seed=spec.seed if spec.seed is not None else 0 if is_deterministic else self._draw_seed(),
             source_version=meta.version,
             is_repeatable=probe is None or probe.reproducible,
-            is_shared=is_shared,
+            is_shared=self.is_shared(version, spec),
             is_scratch=not is_deterministic and spec.epoch != 0,
         )
+
+    def is_shared(self, version: Version, spec: Spec) -> bool:
+        """Whether reading a spec gives the same bytes again, so that others may have them."""
+        probe = version.info.probe
+        if probe is not None and probe.deterministic:
+            return True
+        return spec.seed is not None and (probe is None or probe.reproducible)
 
     async def _identify_command(self, version: Version) -> str:
         """What tells the command of a version from others of its name; empty if it is none."""

@@ -65,6 +65,8 @@ class Coming:
 
     def reading(self, principal: Principal, ref: ObjectRef) -> None:
         """One of them is being read: fetch what follows."""
+        if not self._next:
+            return
         loop = asyncio.get_running_loop()
         if loop.time() < self._full_until:
             return

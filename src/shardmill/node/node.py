@@ -14,6 +14,7 @@ from shardmill.node.ahead import LookAhead
 from shardmill.node.batches import Batches
 from shardmill.node.cache import Cache
 from shardmill.node.coming import Coming
+from shardmill.node.finished import FinishedResults
 from shardmill.node.objects import Objects
 from shardmill.node.results import KeptResults
 from shardmill.node.settings import masked_settings
@@ -33,6 +34,7 @@ class Node:
     config: Config
     objects: Objects
     transforms: Transforms
+    finished: FinishedResults
     shards: Shards
     batches: Batches
     results: KeptResults
@@ -97,8 +99,10 @@ class Node:
             objects = Objects(buckets, access, coming)
             ahead = await parts.enter_async_context(LookAhead(engine, objects, depth=config.transforms.look_ahead))
             transforms = Transforms(engine, objects, access, ahead)
+            finished = FinishedResults(engine, objects, ahead, results)
             shards, kept = Shards(engine, objects, members), KeptResults(results, access, engine.versions)
-            yield cls(config, objects, transforms, shards, Batches(objects, shards), kept, cache)
+            batches = Batches(objects, shards)
+            yield cls(config, objects, transforms, finished, shards, batches, kept, cache)
 
     def describe(self) -> ConfigInfo:
         """The effective configuration, secrets masked."""

@@ -197,7 +197,7 @@ class Transforms:
         meta = await self._objects.head(principal, ref)
         plan = await self._engine.plan(version, meta, ref, spec)
         finished = await self._engine.runs.open_finished(plan)
-        head = self._head(plan, spec, run=None)
+        head = describe_plan(plan, spec, run=None)
         if finished is None:
             yield head
             return
@@ -251,10 +251,10 @@ class Transforms:
                 opened = await runs.open(plan, source, request_id=request_id, is_patient=is_patient)
             if isinstance(opened, Finished):
                 held.callback(opened.source.close)
-                yield TransformedFile(self._head(plan, spec, run=None), opened.source)
+                yield TransformedFile(describe_plan(plan, spec, run=None), opened.source)
             else:
                 held.callback(opened.close)
-                head = self._head(plan, spec, run=f"run-{opened.number}", seed=opened.seed)
+                head = describe_plan(plan, spec, run=f"run-{opened.number}", seed=opened.seed)
                 yield TransformedStream(head, opened)
 
     def environments(self) -> Sequence[EnvironmentInfo]:
@@ -305,17 +305,19 @@ class Transforms:
             raise BadRequest(f"transform {str(spec)!r}: args without a version")
         return self._engine.versions.get(spec.name, spec.digest, spec.args)
 
-    def _head(self, plan: Plan, spec: Spec, *, run: str | None, seed: int | None = None) -> TransformedHead:
-        resolved = replace(spec, digest=plan.version.info.digest[:SPEC_DIGITS], args=plan.spec.args)
-        has_seed = spec.seed is not None or (run is not None and not plan.is_shared)
-        return TransformedHead(
-            resolved,
-            (plan.seed if seed is None else seed) if has_seed else None,
-            run,
-            is_bare=spec.digest is None,
-            is_shard=plan.version.info.kind == "sample",
-            origin=plan.origin,
-            is_stable=plan.is_shared,
-            key=plan.key,
-            version=plan.source_version,
-        )
+
+def describe_plan(plan: Plan, spec: Spec, *, run: str | None, seed: int | None = None) -> TransformedHead:
+    """What can be said of a plan for a spec as it was asked for; `run` None: nothing runs."""
+    resolved = replace(spec, digest=plan.version.info.digest[:SPEC_DIGITS], args=plan.spec.args)
+    has_seed = spec.seed is not None or (run is not None and not plan.is_shared)
+    return TransformedHead(
+        resolved,
+        (plan.seed if seed is None else seed) if has_seed else None,
+        run,
+        is_bare=spec.digest is None,
+        is_shard=plan.version.info.kind == "sample",
+        origin=plan.origin,
+        is_stable=plan.is_shared,
+        key=plan.key,
+        version=plan.source_version,
+    )

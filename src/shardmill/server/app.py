@@ -55,7 +55,7 @@ class App:
         self.is_draining = False
         """No new work is begun; what is going on may finish."""
         self.desk = (
-            Desk(node.objects, node.shards, self._rules, settings, threads, self._metrics.front)
+            Desk(node.objects, node.shards, node.finished, self._rules, settings, threads, self._metrics.front)
             if settings.front == "on"
             else None
         )
@@ -99,6 +99,12 @@ class App:
             "/api/jobs/": {"GET": job_api.get, "DELETE": job_api.cancel},
             "/api/transforms/": {"GET": api.transform, "DELETE": api.remove_transform},
         }
+
+    def begin_draining(self) -> None:
+        """No new work is begun; what is going on may finish."""
+        self.is_draining = True
+        if self.desk is not None:
+            self.desk.is_draining = True
 
     @property
     def routes(self) -> Mapping[str, Collection[str]]:

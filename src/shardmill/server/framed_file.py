@@ -16,11 +16,12 @@ NO_ROOM_MILLISECONDS = 20  # a thread waits this long for a slow reader before i
 
 _MANY = 64 << 10  # bytes read at a time where payloads are small
 _FEW = 4 << 10  # where they are large: headers, and little of the next payload
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 _LARGE = 32 << 10  # bytes of a payload from which on copying costs more than another call
 
 
 class FramedFile:
-    """One file on its way to one socket. Its calls block; they belong in threads, one at a time.
+    """One file on its way to one socket. Its calls block, as far as they are told to; one at a time.
 
     Args:
         sock: Descriptor of a connected socket that does not block; nobody else writes to it meanwhile.
@@ -38,29 +39,34 @@ class FramedFile:
         self._stretches.limit = whole_limit(buffer)
         self._read = _MANY
         self._pending: deque[Stretch] = deque()
+        self._patience = NO_ROOM_MILLISECONDS
+        self._is_full = False
+        """The reader took less than it was given, so that it takes nothing more for a moment."""
         self._poller = select.poll()
         self._poller.register(sock, select.POLLOUT)
 
-    def send_some(self, stop: int, most: int, *, is_end: bool) -> int:
+    def send_some(self, stop: int, most: int, *, is_end: bool, patience: int = NO_ROOM_MILLISECONDS) -> int:
         """Send until `stop`, until about `most` bytes are sent, or until the reader takes nothing for a while.
 
         Args:
             stop: Position in the file.
             most: Bytes.
             is_end: The file ends at `stop`; what is held back goes, too.
+            patience: Milliseconds that the reader may take nothing. 0: a call for the loop, when there is room.
 
         Returns:
             Bytes sent; 0: there is no room, or nothing is left.
         """
+        self._patience = patience
         sent = 0
         while sent < most:
             if not self._pending and self._refill(stop, is_end=is_end):
                 # All of it may be held back until more is read.
                 continue
             count = self._send_pending() if self._pending else self._send_payload(stop, most - sent)
-            if not count:
-                break
             sent += count
+            if not count or (self._is_full and not patience):
+                break
         return sent
 
     def is_done(self, stop: int) -> bool:
@@ -74,7 +80,8 @@ class FramedFile:
         if self._stretches.free >= enough and self.position < stop:
             self._read = _FEW
             return False
-        size = min(self._read, stop - self.position)
+        # What goes unread then begins with a page, which is half of what it costs else.
+        size = min(self._read - (self.position + self._read) % -_PAGE, stop - self.position)
         self._read = _MANY
         if size > 0:
             data = os.pread(self.descriptor, size, self.position)
@@ -104,19 +111,20 @@ class FramedFile:
             try:
                 sent = os.sendfile(self._sock, self.descriptor, self.position, size)
             except BlockingIOError:
-                if not self._poller.poll(NO_ROOM_MILLISECONDS):
+                if not self._poller.poll(self._patience):
                     return 0
                 continue
             if not sent:
                 raise OSError("the file ends early")
             self.position += sent
             self._stretches.pass_over(sent)
+            self._is_full = sent < size
             return sent
         return 0
 
     def _send_pending(self) -> int:
         """Send the next stretch; a whole one at once, when there is room for all of it."""
-        if not self._poller.poll(NO_ROOM_MILLISECONDS):
+        if not self._poller.poll(self._patience):
             return 0
         data, is_whole, _ = self._pending[0]
         try:
@@ -124,6 +132,7 @@ class FramedFile:
         except BlockingIOError:
             return 0
         self._pending.popleft()
-        if sent < len(data):
+        self._is_full = sent < len(data)
+        if self._is_full:
             self._pending.appendleft(Stretch(data[sent:], is_whole))
         return sent

@@ -70,7 +70,7 @@ async def _run(config: Config, sock: socket.socket, context: ssl.SSLContext | No
                 )
                 _announce(node, sock, tls=context is not None)
                 await ending.begun.wait()
-                app.is_draining = True
+                app.begin_draining()
                 # Workers are for the answers that are going on.
                 await jobs.stop()
                 await _drain(server, listener, config.server.drain, ending.hurried)

@@ -56,8 +56,8 @@ class Metrics:
         self._registry.register(_CacheCollector(cache))
         self._registry.register(_JobCollector(jobs))
         self._going_on: dict[str, _Counted] = {}
-        self.front = Tally()
-        """Objects that were answered by the front."""
+        self.front = {"o": Tally(), "t": Tally()}
+        """What was answered by the front, by route."""
 
     def begin(self, call: Call) -> None:
         """A request is in work; `end` follows."""
@@ -76,11 +76,12 @@ class Metrics:
         # An answer may take an hour: what it has sent until now counts now.
         for counted in self._going_on.values():
             self._count_bytes(counted, counted.call.sent)
-        statuses, sent = self.front.take()
-        for status, count in statuses.items():
-            self._requests.labels("o", status).inc(count)
-        if sent:
-            self._bytes.labels("o", "out").inc(sent)
+        for route, tally in self.front.items():
+            statuses, sent = tally.take()
+            for status, count in statuses.items():
+                self._requests.labels(route, status).inc(count)
+            if sent:
+                self._bytes.labels(route, "out").inc(sent)
         return generate_latest(self._registry)
 
     def _count_bytes(self, counted: "_Counted", sent: int) -> None:

@@ -1,6 +1,7 @@
 """`/o/{provider}/{bucket}/{key}`: GET, HEAD, PUT, DELETE of objects; GET, HEAD of a shard's members by `?member=`."""
 
 import mimetypes
+from collections.abc import Mapping
 
 from aiohttp import web
 
@@ -57,7 +58,8 @@ class ObjectFace:
             return await self._get(call, ref)
 
     async def _get(self, call: Call, ref: ObjectRef) -> web.StreamResponse:
-        source = await self._objects.open(call.principal, ref, expected=_expected(call))
+        expected = expected_of(call.headers) if call.method == "GET" else None
+        source = await self._objects.open(call.principal, ref, expected=expected)
         try:
             return await self._sender.answer(
                 call, source, str(ref), lambda status: head_of(ref.key, source.meta, status)
@@ -123,11 +125,11 @@ def _parse(call: Call) -> ObjectRef:
     return parse_object_path(call.path)
 
 
-def _expected(call: Call) -> tuple[int, int | None] | None:
-    """What will be read, as far as the request alone tells."""
-    if call.method != "GET" or any(name in call.headers for name in _MAYBE_NOTHING):
+def expected_of(headers: Mapping[str, str]) -> tuple[int, int | None] | None:
+    """What a GET will read, as far as its headers (a case-insensitive mapping) alone tell."""
+    if any(name in headers for name in _MAYBE_NOTHING):
         return None
-    wanted = ByteRange.parse(call.headers.get("Range"))
+    wanted = ByteRange.parse(headers.get("Range"))
     if wanted is None:
         return 0, None
     return None if wanted.start is None else (wanted.start, wanted.stop)

@@ -54,7 +54,7 @@ class TransformedFace:
             async with self._transforms.head(call.principal, ref, named.spec) as known:
                 if isinstance(known, TransformedFile):
                     return await self._answer_file(call, ref, known)
-                return _head_of(ref, known, None)
+                return transformed_head(ref, known, None)
         try:
             return await self._get(call, ref, named.spec)
         except CorruptObject:
@@ -76,11 +76,9 @@ class TransformedFace:
         meta = made.source.meta
 
         def head(status: int) -> web.StreamResponse:
-            answer = _head_of(ref, made.head, meta)
-            answer.set_status(status)
-            return answer
+            return transformed_head(ref, made.head, meta, status)
 
-        return await self._sender.answer(call, made.source, f"{made.head.spec}~{ref}", head, is_framed=True)
+        return await self._sender.answer(call, made.source, transformed_label(ref, made.head), head, is_framed=True)
 
     async def _stream(self, call: Call, ref: ObjectRef, made: TransformedStream) -> web.StreamResponse:
         if call.request.version < (1, 1):
@@ -91,7 +89,7 @@ class TransformedFace:
                 "a seed"
             )
         await made.reading.start()
-        answer = _head_of(ref, made.head, None)
+        answer = transformed_head(ref, made.head, None)
         answer.enable_chunked_encoding()
         await call.send_head(answer)
         try:
@@ -126,9 +124,16 @@ def _continues(call: Call) -> bool:
     return wanted is not None and bool(wanted.start) and wanted.stop is None and "If-Range" not in call.headers
 
 
-def _head_of(ref: ObjectRef, head: TransformedHead, meta: ObjectMeta | None) -> web.StreamResponse:
-    """Headers; `meta` is that of the finished result, if there is one."""
-    answer = web.StreamResponse(headers=UNTRUSTED)
+def transformed_label(ref: ObjectRef, head: TransformedHead) -> str:
+    """Names a finished result in errors."""
+    return f"{head.spec}~{ref}"
+
+
+def transformed_head(
+    ref: ObjectRef, head: TransformedHead, meta: ObjectMeta | None, status: int = 200
+) -> web.StreamResponse:
+    """An answer with headers; `meta` is that of the finished result, if there is one."""
+    answer = web.StreamResponse(status=status, headers=UNTRUSTED)
     answer.headers["Content-Type"] = "application/x-tar" if head.is_shard else content_type(ref.key)
     answer.headers["Accept-Ranges"] = "none" if meta is None else "bytes"
     answer.headers["Shardmill-Transform"] = str(Spec(head.spec.name, head.spec.digest, args=head.spec.args))

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from shardmill.core.errors import CorruptObject, InsufficientStorage
+from shardmill.core.kept import Kept
 from shardmill.core.meta import ObjectMeta
 from shardmill.core.sources import ResultEntry, ResultStatistics
 from shardmill.storage.files import disk_errors, write_all_at
@@ -49,6 +50,8 @@ class _Entry:
     leases: int = 0
     was_opened: bool = False
     """By a reader, since it was made."""
+    kept: list[Kept] = field(default_factory=list)
+    """Open, though nobody may be reading."""
 
     @property
     def size(self) -> int:
@@ -137,6 +140,8 @@ class ResultStore:
             finally:
                 expiring.cancel()
                 await asyncio.wait([expiring])
+                for kept in [kept for entry in store._entries.values() for kept in entry.kept]:
+                    kept.leave()
 
     def _load(self) -> None:
         (self._directory / _TEMPORARY).mkdir(parents=True, exist_ok=True)
@@ -212,6 +217,26 @@ class ResultStore:
             return None
         source = PoolSource(descriptor, entry.trailer, self._verified.of(entry.trailer), self._threads)
         return ResultSource(source, lambda: self._release(entry), lambda: self._distrust(key, entry))
+
+    async def keep_open(self, key: str) -> Kept | None:
+        source = await self.open(key)
+        if source is None:
+            return None
+        # Nothing was awaited since it was seen there.
+        entry = self._entries[key]
+
+        def on_read(*_: int) -> None:
+            self._use(key, entry)
+
+        def hold(change: int) -> None:
+            entry.leases += change
+            self._use(key, entry)
+
+        kept = Kept(source, is_ready=source.is_ready, on_read=on_read, hold=hold)
+        entry.kept.append(kept)
+        # What is merely open may leave; then it is closed.
+        source.keep(lambda: entry.kept.remove(kept))
+        return kept
 
     def has(self, key: str) -> bool:
         return key in self._entries
@@ -355,6 +380,8 @@ class ResultStore:
             del self._of_its_kind(entry)[key]
             self._unread.discard(key)
             self._kept -= entry.size
+            for kept in list(entry.kept):
+                kept.leave()
         return entry
 
     def _release(self, entry: _Entry) -> None:
@@ -388,6 +415,16 @@ class ResultSource:
     @property
     def is_whole(self) -> bool:
         return True
+
+    def is_ready(self, start: int, stop: int) -> bool:
+        """All blocks of [start, stop) were verified since boot."""
+        return self._source.is_ready(start, stop)
+
+    def keep(self, on_close: Callable[[], None]) -> None:
+        """Give the lease back now, and stay open until it is closed."""
+        release, self._release = self._release, on_close
+        if release is not None:
+            release()
 
     async def ensure(self, start: int, stop: int) -> None:
         try:

@@ -105,6 +105,14 @@ class Environment:
             await self.look()
         return (await self.zygote()).environment_id
 
+    @property
+    def recent_id(self) -> str | None:
+        """Its id, as far as that is known without a look; None: it takes one, or it does not run."""
+        zygote = self._zygote
+        if zygote is None or zygote.gone.is_set() or time.monotonic() - self._looked_at > LOOK_SECONDS:
+            return None
+        return zygote.environment_id
+
     async def look(self) -> str | None:
         """Retire the zygote if something was installed since it started; its id if nothing was."""
         self._looked_at = time.monotonic()

@@ -164,9 +164,15 @@ class Runs:
         asyncio.get_running_loop().call_later(self._prepared_seconds, self._give_up, key, running)
         return True
 
-    def _take_prepared(self, plan: Plan, request_id: str) -> Running | None:
+    def count_hit(self, key: str, request_id: str) -> None:
+        """A finished result that is kept open is read, as if `open` had found it."""
+        if self._take_prepared(key, request_id) is None and self._files is not None:
+            self._files.keep(key)
+        self.reads["hit"] += 1
+
+    def _take_prepared(self, key: str, request_id: str) -> Running | None:
         """The run that was begun for this reader."""
-        running = self._prepared.pop(plan.key, None)
+        running = self._prepared.pop(key, None)
         if running is None:
             return None
         running.is_prepared = False
@@ -228,7 +234,7 @@ class Runs:
         key = plan.key
         if not plan.is_shared:
             # What was begun ahead is somebody else's, who announced it.
-            prepared = None if is_patient else self._take_prepared(plan, request_id)
+            prepared = None if is_patient else self._take_prepared(key, request_id)
             if prepared is None:
                 return None
             if prepared.run.output.can_be_joined:
@@ -245,7 +251,7 @@ class Runs:
             self._failed.raise_known(key, request_id)
             running = self._shared.get(key)
             if running is not None:
-                is_first |= self._take_prepared(plan, request_id) is not None
+                is_first |= self._take_prepared(key, request_id) is not None
                 if not running.run.output.can_be_joined:
                     return None
                 if running.is_ending and running.may_be_kept:
@@ -257,7 +263,7 @@ class Runs:
                 return self._read(running, waits_for_all=waits_for_all, is_patient=is_patient)
             if not files.has(key):
                 return None
-            is_first |= self._take_prepared(plan, request_id) is not None
+            is_first |= self._take_prepared(key, request_id) is not None
             source = await files.open(key)
             if source is not None:
                 if not is_first:

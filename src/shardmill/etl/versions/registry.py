@@ -107,6 +107,8 @@ class Versions:
         self._directory = directory
         self._versions: dict[tuple[str, str, str | None], Version] = {}
         self._lock = asyncio.Lock()
+        self.changes = 0
+        """How often anything was added or removed."""
         directory.mkdir(parents=True, exist_ok=True)
         self._load()
 
@@ -168,6 +170,7 @@ class Versions:
             if key in self._versions and self._versions[key].info.args != info.args:
                 raise Conflict(f"{info.uuid} is registered with other arguments; remove it, or change yours")
             known = self._versions.pop(key, None)
+            self.changes += 1
             if known is not None:
                 # The first code stays: equal digests do the same, and running workers have it.
                 version = Version(
@@ -184,6 +187,7 @@ class Versions:
                     raise InsufficientStorage(f"{info.name}: the disk is full; nothing was registered") from None
                 raise
             self._versions[key] = version
+            self.changes += 1
             return known is None
 
     async def remove(self, name: str, digest: str | None, args: str | None = None) -> None:
@@ -196,6 +200,7 @@ class Versions:
             keys = [key for key in self._versions if _fits(key, name, digest, args)]
             if not keys:
                 raise TransformNotFound(f"no transform {str(Spec(name, digest, args=args))!r}")
+            self.changes += 1
             for key in keys:
                 del self._versions[key]
             await asyncio.to_thread(self._erase, keys)

@@ -14,10 +14,12 @@ from aiohttp import web
 from shardmill.core.errors import ServerError, ShardmillError
 from shardmill.core.kept import Kept
 from shardmill.core.meta import ObjectMeta
+from shardmill.node.finished import OpenResult
 from shardmill.server.body import describe_range, judge_read
 from shardmill.server.errors import error_answer, error_body
 from shardmill.server.front.plans import Plan, Ready
 from shardmill.server.objects import head_of, member_label
+from shardmill.server.transformed import transformed_head, transformed_label
 
 _IDS = 256  # request ids drawn at once
 _MARK = "0123456789abcdef"
@@ -45,6 +47,26 @@ def ready_answer(plan: Plan, kept: Kept, member: tuple[int, ObjectMeta] | None) 
     if plan.is_head or status == 304:
         start = stop = 0
     return Ready(kept, status, _head(status, answer), _rest(), (base + start, base + stop))
+
+
+def ready_result(plan: Plan, found: OpenResult) -> Ready:
+    """The answer to a request for a finished result.
+
+    Raises:
+        ShardmillError: It is an error; see `ready_error`.
+    """
+    source = found.kept.source
+    assert source is not None
+    meta = source.meta
+    label = transformed_label(plan.ref, found.head)
+    status, start, stop = judge_read(plan.conditions, plan.wanted, meta, label)
+    answer = transformed_head(plan.ref, found.head, meta, status)
+    if status != 304:
+        describe_range(answer, status, start, stop, meta.size)
+    if plan.is_head or status == 304:
+        start = stop = 0
+    is_framed = status == 200 and start < stop
+    return Ready(found.kept, status, _head(status, answer), _rest(), (start, stop), is_framed=is_framed)
 
 
 def ready_error(kept: Kept, error: ShardmillError) -> Ready:

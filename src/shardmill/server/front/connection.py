@@ -16,6 +16,7 @@ from shardmill.core.errors import ShardmillError
 from shardmill.core.kept import Kept
 from shardmill.server.front.bodies import SLICE, TAIL, FileBody, limit_send_buffer, read_whole, send_blocks, send_now
 from shardmill.server.front.desk import COPIED, SMALL, Desk
+from shardmill.server.front.framed_bodies import FramedBody, send_framed_blocks
 from shardmill.server.front.plans import Plan, Ready
 from shardmill.server.patience import count_untaken
 
@@ -305,7 +306,12 @@ class FrontConnection(asyncio.BufferedProtocol):
         size = ready.stop - ready.start
         if not ready.is_verified:
             ready.is_verified = kept.is_ready is not None and kept.is_ready(ready.start, ready.stop)
-        if not ready.is_verified:
+        is_apart = ready.is_framed or size > SMALL
+        if is_apart and kept.is_there is not None and not kept.is_there():
+            kept.leave()
+            self._begin(self._open(plan, now))
+            return
+        if ready.is_framed or not ready.is_verified:
             self._begin(self._send(plan, ready, now))
             return
         if size > COPIED and (size > SMALL or kept.is_there is None):
@@ -360,7 +366,7 @@ class FrontConnection(asyncio.BufferedProtocol):
         if sent == size:
             self._count(plan, ready, request_id, size, now)
             return
-        desk.tally.sent += sent
+        desk.tallies[plan.route].sent += sent
         self._begin(self._send_rest(plan, ready, transport, request_id, sent, now), kept)
 
     def _write(self, transport: asyncio.Transport, head: bytes, body: bytes | memoryview) -> None:
@@ -385,9 +391,11 @@ class FrontConnection(asyncio.BufferedProtocol):
         self._written += len(head)
 
     def _count(self, plan: Plan, ready: Ready, request_id: bytes, size: int, began: float) -> None:
-        desk = self._desk
-        desk.tally.count(ready.status)
-        desk.tally.sent += size
+        desk, tally = self._desk, self._desk.tallies[plan.route]
+        tally.count(ready.status)
+        tally.sent += size
+        with desk.reading(plan, ready, request_id):
+            pass
         self.has_asked = True
         self.waiting_since = began
         if desk.is_verbose or (desk.is_telling and ready.error is not None):
@@ -447,7 +455,7 @@ class FrontConnection(asyncio.BufferedProtocol):
         def count(size: int) -> None:
             nonlocal sent
             sent += size
-            desk.tally.sent += size
+            desk.tallies[plan.route].sent += size
             self._written += size
 
         try:
@@ -463,8 +471,9 @@ class FrontConnection(asyncio.BufferedProtocol):
             transport.write(head + body)
             self._written += len(head)
             count(len(body))
-            if ready.stop - ready.start > SMALL:
-                await self._send_large(transport, ready, 0, count)
+            with desk.reading(plan, ready, request_id):
+                if ready.is_framed or ready.stop - ready.start > SMALL:
+                    await self._send_large(transport, ready, 0, count)
             waiting = self._room()
             if waiting is not None:
                 await waiting
@@ -473,10 +482,15 @@ class FrontConnection(asyncio.BufferedProtocol):
         except (ShardmillError, OSError) as error:
             why = str(error)
             return "closed"
+        except asyncio.CancelledError:
+            if sent and sent == ready.stop - ready.start:
+                # It has it all, and has left before that was told here.
+                status, why = ready.status, None
+            raise
         finally:
             kept.release()
             if status:
-                desk.tally.count(status)
+                desk.tallies[plan.route].count(status)
                 desk.log(plan, request_id, status, sent, monotonic() - began, why)
             self.has_asked = True
             self.waiting_since = monotonic()
@@ -492,18 +506,19 @@ class FrontConnection(asyncio.BufferedProtocol):
         def count(size: int) -> None:
             nonlocal sent
             sent += size
-            desk.tally.sent += size
+            desk.tallies[plan.route].sent += size
             self._written += size
 
         try:
-            await self._send_large(transport, ready, sent, count)
+            with desk.reading(plan, ready, request_id):
+                await self._send_large(transport, ready, sent, count)
             status, why = ready.status, None
             return "kept"
         except (ShardmillError, OSError) as error:
             why = str(error)
             return "closed"
         finally:
-            desk.tally.count(status)
+            desk.tallies[plan.route].count(status)
             desk.log(plan, request_id, status, sent, monotonic() - began, why)
             self.has_asked = True
             self.waiting_since = monotonic()
@@ -515,7 +530,7 @@ class FrontConnection(asyncio.BufferedProtocol):
         size = ready.stop - ready.start
         if ready.error is not None and not plan.is_head:
             body = request_id.join(ready.said)
-        elif source is not None and 0 < size <= SMALL:
+        elif source is not None and 0 < size <= SMALL and not ready.is_framed:
             await source.ensure(ready.start, ready.stop)
             body = await read_whole(desk, source.descriptor, ready.start, ready.stop)
         elif source is not None and size:
@@ -532,7 +547,10 @@ class FrontConnection(asyncio.BufferedProtocol):
         desk, source = self._desk, ready.kept.source
         assert source is not None
         if _is_encrypted(transport):
-            await send_blocks(desk, transport, source, (ready.start, ready.stop), self._room, count)
+            if ready.is_framed:
+                await send_framed_blocks(desk, transport, source, ready.stop, self._room, count)
+            else:
+                await send_blocks(desk, transport, source, (ready.start, ready.stop), self._room, count)
             return
         if not self._is_limited:
             self._limit(transport)
@@ -540,6 +558,10 @@ class FrontConnection(asyncio.BufferedProtocol):
             if transport.is_closing():
                 raise ConnectionResetError("the reader went away")
             await asyncio.sleep(0.005)
+        if ready.is_framed:
+            with contextlib.closing(FramedBody(desk, transport, source, count)) as framed:
+                await framed.send(ready.stop)
+            return
         with contextlib.closing(FileBody(desk, transport, source, count)) as body:
             # A file that is only ever replaced needs no last look.
             tail = 0 if ready.kept.is_there is None else TAIL

@@ -3,7 +3,9 @@
 import asyncio
 import logging
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from shardmill.config import ServerSettings
@@ -15,9 +17,10 @@ from shardmill.core.errors import (
 )
 from shardmill.core.kept import Kept
 from shardmill.node.access import ANONYMOUS
+from shardmill.node.finished import FinishedResults, OpenResult
 from shardmill.node.objects import Objects
 from shardmill.node.shards import Shards
-from shardmill.server.front.answers import Clock, RequestIds, ready_answer, ready_error
+from shardmill.server.front.answers import Clock, RequestIds, ready_answer, ready_error, ready_result
 from shardmill.server.front.ears import Ears
 from shardmill.server.front.gate import Gate
 from shardmill.server.front.plans import Plan, Ready
@@ -30,6 +33,8 @@ logger = logging.getLogger(__name__)
 COPIED = 32 << 10  # bytes of a body up to which a copy costs less than a call more
 SMALL = 128 << 10  # bytes of a body that is read whole before the last look at its file
 _RECEIVED = 256 << 10  # bytes taken from a socket at once
+
+_NOBODY = nullcontext()
 
 _SAID = (ObjectNotFound, MemberNotFound, PreconditionFailed, RangeNotSatisfiable)
 """Errors that the front answers with; what says more is aiohttp's."""
@@ -63,15 +68,20 @@ class Desk:
         self,
         objects: Objects,
         shards: Shards,
+        finished: FinishedResults,
         rules: HostRules,
         settings: ServerSettings,
         threads: ThreadPoolExecutor,
-        tally: Tally,
+        tallies: Mapping[str, Tally],
     ) -> None:
         self.objects = objects
+        self.finished = finished
+        self.is_draining = False
+        """Nothing that may be work is begun."""
         self.settings = settings
         self.threads = threads
-        self.tally = tally
+        self.tallies = tallies
+        """By route."""
         self.gate = Gate(rules)
         self.ears = Ears(asyncio.get_running_loop())
         self.ids = RequestIds()
@@ -87,9 +97,9 @@ class Desk:
     def next_plan(self, data: bytes, start: int) -> Plan | None:
         """The request that begins at `start` of what came; None: it is not the front's, or not all of it is there."""
         plan = self.gate.next_plan(data, start)
-        if plan is not None and plan.ready is None and not self.objects.keeps(plan.ref.bucket):
+        if plan is None or (plan.made is not None and (self.is_draining or not self.finished.is_keeping)):
             return None
-        return plan
+        return None if plan.ready is None and not self.objects.keeps(plan.ref.bucket) else plan
 
     def close(self) -> None:
         """Listen to nobody any more."""
@@ -98,6 +108,7 @@ class Desk:
     def close_unused(self) -> None:
         """Close what is kept open and was not asked for since the last call."""
         self.objects.close_unused()
+        self.finished.close_unused()
 
     def look_up(self, plan: Plan) -> Ready | None:
         """The answer by what is kept open; None: something has to be opened or read first.
@@ -107,6 +118,9 @@ class Desk:
         """
         self.objects.check(ANONYMOUS, "read", plan.ref.bucket)
         plan.is_allowed = True
+        if plan.made is not None:
+            found = self.finished.get(ANONYMOUS, plan.made)
+            return None if found is None else self._answer_result(plan, found)
         kept = self.objects.kept(ANONYMOUS, plan.ref)
         return None if kept is None or not kept.is_current else self._answer(plan, kept)
 
@@ -116,6 +130,9 @@ class Desk:
         Raises:
             ShardmillError: One that the front does not say itself.
         """
+        if plan.made is not None:
+            found = await self.finished.open(ANONYMOUS, plan.made)
+            return None if found is None or not found.kept.is_current else self._answer_result(plan, found)
         kept = await self.objects.keep(ANONYMOUS, plan.ref)
         if kept is None or not kept.is_current:
             return None
@@ -140,6 +157,27 @@ class Desk:
         except _SAID as error:
             plan.ready = ready_error(kept, error)
         return plan.ready
+
+    def _answer_result(self, plan: Plan, found: OpenResult) -> Ready:
+        try:
+            plan.ready = ready_result(plan, found)
+        except _SAID as error:
+            plan.ready = ready_error(found.kept, error)
+        return plan.ready
+
+    def reading(self, plan: Plan, ready: Ready, request_id: bytes) -> AbstractContextManager[None]:
+        """Around the sending of an answer: whoever counts readings, or follows them, is told."""
+        kept = ready.kept
+        if kept.source is None or ready.error is not None:
+            return _NOBODY
+        if kept.on_read is not None:
+            kept.on_read(ready.start, ready.stop)
+        if not plan.is_followed:
+            return _NOBODY
+        if plan.made is not None:
+            return self.finished.reading(ANONYMOUS, plan.made, kept.source.meta.key, request_id.decode())
+        self.objects.is_read(ANONYMOUS, plan.ref)
+        return _NOBODY
 
     def head_of(self, ready: Ready, request_id: bytes) -> bytes:
         return b"".join((ready.head, request_id, ready.rest, self.clock.end_of_head()))

@@ -10,9 +10,10 @@ from urllib.parse import parse_qsl
 
 from shardmill.core.conditions import Conditions
 from shardmill.core.errors import ShardmillError
-from shardmill.core.paths import parse_object_path
+from shardmill.core.paths import parse_object_path, parse_transformed_path
 from shardmill.core.ranges import ByteRange
 from shardmill.server.front.plans import Plan
+from shardmill.server.objects import expected_of
 from shardmill.server.security import HostRules
 
 MAX_HEAD = 4096  # bytes; aiohttp's own limits are judged by aiohttp
@@ -22,7 +23,7 @@ REMEMBERED = 8192  # heads
 _END = b"\r\n\r\n"
 # Characters of RFC 3986 in a path; of a query the one parameter that there is.
 _REQUEST = re.compile(
-    rb"(GET|HEAD) (/o/[A-Za-z0-9/._~%!$&'()*+,;=:@-]+)(?:\?(member=[A-Za-z0-9/._~%:@,-]+))? HTTP/1\.1"
+    rb"(GET|HEAD) (/[ot]/[A-Za-z0-9/._~%!$&'()*+,;=:@-]+)(?:\?(member=[A-Za-z0-9/._~%:@,-]+))? HTTP/1\.1"
 )
 _FIELD = re.compile(rb"([A-Za-z0-9-]{1,64}): ?([!-~]|[!-~][ -~]*[!-~])")
 
@@ -113,13 +114,19 @@ class Gate:
         is_head, text = method == b"HEAD", path.decode("ascii")
         try:
             self._rules.check_host(fields.get("Host", ""))
-            ref = parse_object_path(text)
+            made = parse_transformed_path(text) if text.startswith("/t/") else None
+            ref = parse_object_path(text) if made is None else made.ref
             member = None if query is None else _member(query.decode("ascii"))
         except (ShardmillError, UnicodeDecodeError):
             # What is wrong is said by the other way.
             return None
+        if made is not None and (made.spec.digest is None or member is not None):
+            # A name without a version stands for another one at any time.
+            return None
         wanted = None if is_head else ByteRange.parse(fields.get("Range"))
-        return Plan(head, text, ref, member, Conditions.parse(fields), wanted, is_head=is_head)
+        is_followed = not is_head and (made is not None or (member is None and expected_of(fields) is not None))
+        conditions = Conditions.parse(fields)
+        return Plan(head, text, ref, made, member, conditions, wanted, is_head=is_head, is_followed=is_followed)
 
 
 def _fields(lines: list[bytes]) -> dict[str, str] | None:
