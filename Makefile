@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv demo check test test-faces test-torch test-packages test-emulators bench bench-remote bench-tensorflow soak docs docs-generate lock clean
+.PHONY: help venv demo check test test-faces test-torch test-packages test-emulators bench bench-http bench-remote bench-tensorflow soak docs docs-generate lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -50,6 +50,9 @@ test-emulators: venv ## the tests against emulators of cloud stores, in an envir
 
 bench: venv ## ratios to what people use instead, as docs/benchmarks.md shows them (ARGS=--write makes it); installs 5 GB
 	@python=$$(tools/bench-venv) && $(BIN)/python -m benchmarks --peers "$$python" $(ARGS)
+
+bench-http: venv ## the data plane alone, beside nginx; ARGS='--peer URL' adds another server; needs nginx and gcc
+	@$(BIN)/python -m benchmarks --only plane --only writing --only members --only idle $(ARGS)
 
 bench-remote: venv ## the section of buckets of stores alone, with an S3 emulator; needs npm
 	@emulators=$$(tools/emulators) && $(BIN)/python -m benchmarks --only remote --emulators "$$emulators" $(ARGS)

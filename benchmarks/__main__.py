@@ -10,6 +10,8 @@ from pathlib import Path
 from benchmarks import (
     ahead,
     client,
+    idle,
+    listing,
     loading,
     members,
     objects,
@@ -30,7 +32,7 @@ from benchmarks.transforms import Setting
 SHARDS = {"transforms": 4, "serving": 2, "sharing": 2, "workers": 2, "loading": 4, "ahead": 4, "remote": 2}
 """Section → train shards that it reads."""
 
-NGINX = ("members", "plane", "remote", "writing")
+NGINX = ("idle", "members", "plane", "remote", "writing")
 """Sections that compare with it."""
 
 
@@ -60,6 +62,7 @@ def _parse() -> argparse.Namespace:
         "--tensorflow", type=Path, metavar="PYTHON", help="made from requirements/bench-tensorflow.lock"
     )
     parser.add_argument("--nginx", type=Path, metavar="PROGRAM", help="default: the one that is installed, if any")
+    parser.add_argument("--peer", metavar="URL", help="another server that takes PUT, to be read beside nginx")
     parser.add_argument("--emulators", type=Path, metavar="DIR", help="of cloud stores, as tools/emulators prints it")
     parser.add_argument("--write", action="store_true", help="into docs/: the figures, the page and the chart")
     return parser.parse_args()
@@ -78,7 +81,11 @@ def _measure(name: str, arguments: argparse.Namespace, scratch: Path) -> list[Ro
     if name == "members":
         return members.measure(scratch, rounds, arguments.nginx)
     if name == "plane":
-        return plane.measure(scratch, rounds, arguments.nginx)
+        return plane.measure(scratch, rounds, arguments.nginx, arguments.peer)
+    if name == "idle":
+        return idle.measure(scratch, rounds, arguments.nginx)
+    if name == "listing":
+        return listing.measure(scratch, rounds)
     directory = _directory(arguments.shards, scratch)
     shards = _shards(directory, SHARDS[name])
     if name == "remote":
@@ -128,6 +135,7 @@ def _section(name: str, arguments: argparse.Namespace, rows: list[Row]) -> page.
     told = ["--only", name, *(["--rounds", str(arguments.rounds)] if arguments.rounds != 5 else [])]
     told += ["--shards", "DIR"] if arguments.shards is not None else []
     told += ["--nginx", "PROGRAM"] if arguments.nginx is not None and name in NGINX else []
+    told += ["--peer", "URL"] if arguments.peer is not None and name == "plane" else []
     command = f"make bench ARGS='{' '.join([*told, '--write'])}'"
     if arguments.tensorflow is not None and name == "loading":
         command = f"make bench-tensorflow ARGS='{' '.join([*told, '--write'])}'"

@@ -1,4 +1,4 @@
-"""nginx to compare with: the one that is installed, with one worker and its settings for small answers.
+"""nginx to compare with: the one that is installed, with its settings for small answers and, unless said, one worker.
 
 `tcp_nopush` stays off, which would hold small answers back; files are kept open; there is no access log.
 """
@@ -18,11 +18,12 @@ from pathlib import Path
 from benchmarks.processes import children_of
 
 _CONF = """user {user} {group};
-worker_processes 1;
+worker_processes {workers};
+worker_rlimit_nofile {files};
 daemon off;
 pid {directory}/nginx.pid;
 error_log {directory}/error.log;
-events {{ worker_connections 512; }}
+events {{ worker_connections {connections}; }}
 http {{
   access_log off;
   log_not_found off;
@@ -46,8 +47,10 @@ class Nginx:
     """One that runs."""
 
     port: int
+    master: int
+    """Process id of the one whose children answer."""
     worker: int
-    """Process id of the one that answers."""
+    """Process id of the first that answers."""
 
 
 def installed() -> str | None:
@@ -56,7 +59,9 @@ def installed() -> str | None:
 
 
 @contextlib.contextmanager
-def running(program: str | Path, directory: Path, root: Path, *, more: str = "") -> Iterator[Nginx]:
+def running(
+    program: str | Path, directory: Path, root: Path, *, more: str = "", workers: int = 1, connections: int = 512
+) -> Iterator[Nginx]:
     """Serve `root`.
 
     Args:
@@ -64,13 +69,29 @@ def running(program: str | Path, directory: Path, root: Path, *, more: str = "")
         directory: Scratch.
         root: What is served.
         more: Directives of its server.
+        workers: Processes that answer.
+        connections: That each of them takes.
     """
+    directory = directory / f"nginx-{workers}"
+    directory.mkdir(exist_ok=True)
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = int(probe.getsockname()[1])
     configuration = directory / "nginx.conf"
     # As whoever runs this: nginx would have another user read the scratch directory, who may not.
     user, group = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(os.getegid()).gr_name
-    configuration.write_text(_CONF.format(user=user, group=group, directory=directory, port=port, root=root, more=more))
+    configuration.write_text(
+        _CONF.format(
+            user=user,
+            group=group,
+            directory=directory,
+            port=port,
+            root=root,
+            more=more,
+            workers=workers,
+            connections=connections,
+            files=connections + 4200,  # those that it keeps open, too
+        )
+    )
     process = subprocess.Popen([program, "-c", configuration, "-e", directory / "error.log"])
     try:
         deadline = time.monotonic() + 10
@@ -82,7 +103,7 @@ def running(program: str | Path, directory: Path, root: Path, *, more: str = "")
                 if time.monotonic() > deadline or process.poll() is not None:
                     raise
                 time.sleep(0.01)
-        yield Nginx(port, children_of(process.pid)[0])
+        yield Nginx(port, process.pid, children_of(process.pid)[0])
     finally:
         process.terminate()
         process.wait()

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 FIGURES = ROOT / "docs" / "benchmarks.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
 CHART = ROOT / "docs" / "images" / "benchmarks.png"
+RATIOS = ROOT / "docs" / "images" / "benchmarks-http.png"
 OURS = "shardmill"
 
 TITLES = {
@@ -79,6 +80,16 @@ TITLES = {
         "One node and one nginx with one worker, asked in turns by the same reader in C, which shares the cores with "
         "them. Objects of the pool, drawn from 1000; where the reader is the limit, CPU per request tells more than "
         "the rate. A *cold* large file is dropped from memory before each round.",
+    ),
+    "idle": (
+        "A node that does nothing",
+        "Each round with a node of its own; the connections are held by a process of their own, and each has had one "
+        "answer. What the kernel keeps of a connection is not in these figures.",
+    ),
+    "listing": (
+        "A million objects",
+        "In a thousand folders, listed over HTTP, page by page, and by the Python client. Takes about ten minutes; "
+        "all but the listings is done once.",
     ),
     "storing": ("Many small objects", ""),
     "writing": (
@@ -148,6 +159,7 @@ def keep(measured: Mapping[str, Section]) -> None:
     kept = load()
     PAGE.write_text(render(kept), encoding="utf-8")
     draw(kept, CHART)
+    draw_ratios(kept, RATIOS)
 
 
 def render(sections: Mapping[str, Section]) -> str:
@@ -155,7 +167,10 @@ def render(sections: Mapping[str, Section]) -> str:
     text = HEAD + _losses(sections)
     for name, section in sections.items():
         title, about = TITLES[name]
-        text += f"## {title}\n\n{_wrapped(about)}```sh\n{section.command}\n```\n\n"
+        text += f"## {title}\n\n{_wrapped(about)}"
+        if name == "plane":
+            text += f"![Rates of shardmill, of nginx's, medians and ranges](images/{RATIOS.name})\n\n"
+        text += f"```sh\n{section.command}\n```\n\n"
         text += _wrapped(f"On {section.when}, {section.rounds} rounds: {section.machine}.{section.peers}")
         text += f"{markdown(section.rows)}\n\n"
     return text.rstrip() + "\n"
@@ -190,6 +205,36 @@ def draw(sections: Mapping[str, Section], path: Path) -> None:
         axes.set_xlabel("samples a second, median and range")
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=110, metadata={"Software": ""})
+
+
+def draw_ratios(sections: Mapping[str, Section], path: Path) -> None:
+    """The second chart: rates of nginx's, where 1 is as fast."""
+    from matplotlib.figure import Figure
+
+    rows = [
+        row
+        for name in ("writing", "plane")
+        if name in sections
+        for row in reversed(sections[name].rows)
+        if row.contest == "rate"
+    ]
+    if not rows:
+        return
+    figure = Figure(figsize=(11, 0.9 + 0.32 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    medians = [row.samples.median for row in rows]
+    errors = [
+        [row.samples.median - min(row.samples.values) for row in rows],
+        [max(row.samples.values) - row.samples.median for row in rows],
+    ]
+    labels = [row.what.removesuffix(": rate, of nginx's").removesuffix(", of nginx") for row in rows]
+    axes.barh(labels, medians, xerr=errors, color="#00897b", ecolor="#455a64", capsize=2)
+    axes.axvline(1, color="#455a64", linewidth=1)
+    for place, median in enumerate(medians):
+        axes.text(0.03, place, f"{median:.2f}", va="center", fontsize=8, color="white")
+    axes.set_xlabel("rate, of that of nginx with one worker in the same round")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=100, metadata={"Software": ""})
 
 
 def _bars(axes: Any, rows: Sequence[Row]) -> None:

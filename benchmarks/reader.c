@@ -1,6 +1,6 @@
 /* Asks over kept connections as fast as answers come, and counts. Standard C and Linux.
  *
- * reader PORT CONNECTIONS SECONDS SIZE STATUS COUNT REQUEST
+ * reader ADDRESS PORT CONNECTIONS SECONDS SIZE STATUS COUNT REQUEST
  *
  * REQUEST is the bytes of one, in which each row of # stands for the last digits of a number that is drawn from 0 to
  * COUNT - 1 each time.
@@ -95,14 +95,14 @@ static int by_size(const void *one, const void *other) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 8) give_up("PORT CONNECTIONS SECONDS SIZE STATUS COUNT REQUEST");
-    int connections = atoi(argv[2]);
-    double seconds = atof(argv[3]);
-    size = atol(argv[4]), status = atoi(argv[5]), count = atol(argv[6]), request = argv[7];
+    if (argc != 9) give_up("ADDRESS PORT CONNECTIONS SECONDS SIZE STATUS COUNT REQUEST");
+    int connections = atoi(argv[3]);
+    double seconds = atof(argv[4]);
+    size = atol(argv[5]), status = atoi(argv[6]), count = atol(argv[7]), request = argv[8];
     taken = malloc(KEPT * sizeof *taken);
     struct peer *peers = calloc(connections, sizeof *peers);
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(atoi(argv[1]))};
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(atoi(argv[2]))};
+    if (inet_pton(AF_INET, argv[1], &address.sin_addr) != 1) give_up("ADDRESS is an IPv4 address");
     int poll = epoll_create1(0), one = 1;
     for (int number = 0; number < connections; number++) {
         struct peer *peer = &peers[number];

@@ -13,7 +13,7 @@ from typing import cast
 
 import pytest
 
-from benchmarks import ahead, client, loading, members, page, plane, serving
+from benchmarks import ahead, client, idle, listing, loading, members, page, plane, serving
 from benchmarks.processes import Spoken, children_of, cpu_of, private, spoken
 from benchmarks.table import Row, Samples, markdown, ratio_of
 from benchmarks.transforms import HERE, Setting, served
@@ -179,11 +179,42 @@ def test_plain_reads_are_counted_and_a_wrong_answer_is_none(tmp_path: Path) -> N
             asker.ask(server, replace(kind, name="none###"), 0.3)
 
 
+def test_a_peer_is_named_by_the_url_below_which_its_objects_are(tmp_path: Path) -> None:
+    (tmp_path / "small000").write_bytes(b"x" * 100)
+    with running_node("--bucket", "ais://bench", data=tmp_path / "data") as node:
+        server = plane.Server.at(f"{node.endpoint}/o/ais/bench")
+        assert (server.prefix, server.pid, server.address) == ("/o/ais/bench/", None, "127.0.0.1")
+        files = tmp_path / "files"
+        files.mkdir()
+        (tmp_path / "small000").rename(files / "small000")
+        plane._store(server, files)
+        rate, cpu = plane.Asker(tmp_path).ask(server, plane.Kind("small", "small000", 2), 0.2)
+        assert (rate > 0, cpu) == (True, 0)
+        with pytest.raises(SystemExit, match="404"):
+            plane._store(replace(server, prefix="/none/"), files)
+    with pytest.raises(SystemExit):
+        plane.Server.at("ftp://localhost/")
+
+
+def test_idle_nodes_and_listings_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idle, "CONNECTIONS", 50)
+    monkeypatch.setattr(listing, "KEYS", 3000)
+    monkeypatch.setattr(listing, "PAGES", 2)
+    (tmp_path / "idle").mkdir()
+    for rows in (idle.measure(tmp_path / "idle", 1), listing.measure(tmp_path / "listing", 2)):
+        assert rows
+        for row in rows:
+            # A few connections take memory that was there.
+            assert min(row.samples.values) > 0 or row.unit == "KB", row
+
+
 def test_the_documentation_shows_the_figures_that_are_kept() -> None:
     sections = page.load()
     assert sections
     assert page.PAGE.read_text(encoding="utf-8") == page.render(sections)
-    assert page.CHART.read_bytes().startswith(b"\x89PNG")
+    for chart in (page.CHART, page.RATIOS):
+        assert chart.read_bytes().startswith(b"\x89PNG")
+        assert f"images/{chart.name}" in page.render(sections)
     for name, section in sections.items():
         assert f"--only {name}" in section.command or section.command.startswith(f"make bench-{name} ")
         assert "--write" in section.command
