@@ -14,8 +14,9 @@ from shardmill.core.refs import ALIASES
 from shardmill.storage.origins.credentials import Surroundings
 from shardmill.storage.origins.remote import RemoteOrigin, uncarried
 from shardmill.storage.origins.s3_listing import S3Listing
+from shardmill.storage.origins.s3_reading import S3Reading
 from shardmill.storage.origins.stores import Provider, build_stores
-from shardmill.storage.origins.web import WebOrigin
+from shardmill.storage.origins.web import BUFFER, WebOrigin
 
 
 @asynccontextmanager
@@ -51,8 +52,10 @@ async def open_origin(
     surroundings = Surroundings.look(os.environ if environ is None else environ, home or Path.home())
     name = rest.removesuffix("/")
     stores = build_stores(cast(Provider, provider), name, settings, origins, surroundings)
-    async with aiohttp.ClientSession(timeout=timeout, auto_decompress=False) as session:
-        lister = None
+    async with aiohttp.ClientSession(
+        timeout=timeout, auto_decompress=False, read_bufsize=BUFFER, cookie_jar=aiohttp.DummyCookieJar()
+    ) as session:
+        lister = reader = None
         if stores.endpoint:
             lister = S3Listing(
                 session,
@@ -64,4 +67,13 @@ async def open_origin(
                 can_carry=lambda path: uncarried(path, provider) is None,
                 requester_pays=settings.requester_pays,
             )
-        yield RemoteOrigin(stores, settings.prefix, origins, lister)
+        if provider == "s3" and stores.endpoint.startswith("http://"):
+            reader = S3Reading(
+                session,
+                stores.endpoint,
+                name,
+                credentials=stores.credentials,
+                requester_pays=settings.requester_pays,
+                idle_seconds=origins.idle_timeout,
+            )
+        yield RemoteOrigin(stores, settings.prefix, origins, lister, reader)

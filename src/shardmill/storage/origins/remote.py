@@ -42,8 +42,9 @@ from shardmill.storage.origins.answers import error_of
 from shardmill.storage.origins.calls import Calls
 from shardmill.storage.origins.drawn import DrawnBody
 from shardmill.storage.origins.listing import Listed, list_stream
-from shardmill.storage.origins.reading import ResumedRead, check_version
+from shardmill.storage.origins.reading import Answer, ResumedRead, check_version
 from shardmill.storage.origins.s3_listing import S3Listing
+from shardmill.storage.origins.s3_reading import S3Reading
 from shardmill.storage.origins.stores import Stores
 from shardmill.storage.origins.uploading import Feed, take_start
 
@@ -78,8 +79,16 @@ _TIMED_OUT = re.compile(r"^ *kind: Timeout,$", re.MULTILINE)
 class RemoteOrigin:
     """A bucket of a cloud. See `core.origins.Origin`."""
 
-    def __init__(self, stores: Stores, prefix: str, settings: OriginSettings, lister: S3Listing | None) -> None:
+    def __init__(
+        self,
+        stores: Stores,
+        prefix: str,
+        settings: OriginSettings,
+        lister: S3Listing | None,
+        reader: S3Reading | None,
+    ) -> None:
         self._stores = stores
+        self._reader = reader
         self._prefix = prefix
         self._calls = Calls(settings)
         self._lister = lister
@@ -93,7 +102,7 @@ class RemoteOrigin:
     async def read(
         self, key: str, *, start: int = 0, stop: int | None = None, version: str | None = None
     ) -> AsyncIterator[OriginRead]:
-        async def ask(start: int, stop: int | None, version: str | None) -> _Answer:
+        async def ask(start: int, stop: int | None, version: str | None) -> Answer:
             return await self._open(key, start, stop, version)
 
         reading = await ResumedRead.begin(ask, start, stop, version, self._calls, self._label(key))
@@ -161,7 +170,15 @@ class RemoteOrigin:
         result = await self._get(key, options)
         return self._facts(key, result)
 
-    async def _open(self, key: str, start: int, stop: int | None, version: str | None) -> "_Answer":
+    async def _open(self, key: str, start: int, stop: int | None, version: str | None) -> Answer:
+        if self._reader is not None and self._is_signed_here():
+            try:
+                answer = await self._reader.open(key, self._path(key), start, stop, version, self._label(key))
+            except ObjectNotFound:
+                await self._check_bucket()
+                raise
+            self._is_known = True
+            return answer
         options: dict[str, Any] = {}
         if stop is not None:
             options["range"] = (start, stop)
@@ -232,8 +249,7 @@ class RemoteOrigin:
         return OriginFacts(key, meta["size"], etag, modified, content_type, user)
 
     async def _list(self, *, prefix: str, delimiter: str, after: str, limit: int) -> tuple[ListPage, int]:
-        credentials = self._stores.credentials()
-        if self._lister is not None and credentials.kind in ("given", "anonymous") and self._can_sign():
+        if self._lister is not None and self._is_signed_here():
             return await self._lister.page(prefix=prefix, delimiter=delimiter, after=after, limit=limit)
         page, unlisted = await list_stream(
             self._stream,
@@ -250,10 +266,10 @@ class RemoteOrigin:
             await self._lister.check_interface()
         return page, unlisted
 
-    def _can_sign(self) -> bool:
+    def _is_signed_here(self) -> bool:
         """Whether this program can sign requests of its own, beside those of the library."""
         credentials = self._stores.credentials()
-        return credentials.kind == "anonymous" or credentials.key is not None
+        return credentials.kind == "anonymous" or (credentials.kind == "given" and credentials.key is not None)
 
     async def _stream(self, folder: str, after: str) -> AsyncGenerator[Listed, None]:
         """What the library lists below a folder, full keys."""

@@ -5,9 +5,8 @@ and bodies that only closing ends are refused. Redirects are followed to public 
 """
 
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from email.utils import parsedate_to_datetime
 from urllib.parse import quote, urljoin, urlsplit
 
 import aiohttp
@@ -17,17 +16,14 @@ from shardmill.config import BucketSettings, OriginSettings
 from shardmill.core.errors import BackendDenied, BackendTimeout, BackendUnavailable, BadRequest, ShardmillError
 from shardmill.core.origins import OriginFacts, OriginRead, OriginStatistics
 from shardmill.storage.origins.addresses import CheckedResolver, is_private
-from shardmill.storage.origins.answers import error_of
 from shardmill.storage.origins.calls import Calls
-from shardmill.storage.origins.drawn import DrawnBody
+from shardmill.storage.origins.http_answers import HttpAnswer, date_of, error_of_answer, first_byte, size_of
 from shardmill.storage.origins.reading import ResumedRead, check_version
 
 REDIRECTS = 5
 CONNECTIONS = 64
 BUFFER = 1 << 20  # bytes read ahead of the reader
 
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
-_UNSATISFIED = re.compile(r"bytes \*/(\d+)")
 _ETAG = re.compile(r'"([\x21\x23-\x7e\x80-\xff]+)"')
 _CREDENTIALS = re.compile(r"(?<=://)[^\s/@]+@")
 _SAFE = "/-._~!$&'()*+,;=:@"  # of a path, RFC 3986 §3.3
@@ -71,7 +67,7 @@ class WebOrigin:
     async def read(
         self, key: str, *, start: int = 0, stop: int | None = None, version: str | None = None
     ) -> AsyncIterator[OriginRead]:
-        async def ask(start: int, stop: int | None, version: str | None) -> _Answer:
+        async def ask(start: int, stop: int | None, version: str | None) -> HttpAnswer:
             return await self._open(key, start, stop, version)
 
         reading = await ResumedRead.begin(ask, start, stop, version, self._calls, self._label(key))
@@ -95,7 +91,7 @@ class WebOrigin:
         finally:
             answer.close()
 
-    async def _open(self, key: str, start: int, stop: int | None, version: str | None) -> "_Answer":
+    async def _open(self, key: str, start: int, stop: int | None, version: str | None) -> HttpAnswer:
         headers = {}
         if start or stop is not None:
             headers["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
@@ -106,31 +102,11 @@ class WebOrigin:
             self._check_success(answer, key)
             facts = self._facts(answer, key)
             check_version(facts, version, self._label(key))
-            skipped = self._first_byte(answer, facts, start, stop, key)
-            return _Answer(facts, answer, skipped, start, stop, self._label(key), self._calls.settings.idle_timeout)
+            skipped = first_byte(answer, facts, start, stop, self._label(key))
+            return HttpAnswer(facts, answer, skipped, start, stop, self._label(key), self._calls.settings.idle_timeout)
         except BaseException:
             answer.close()
             raise
-
-    def _first_byte(
-        self, answer: aiohttp.ClientResponse, facts: OriginFacts, start: int, stop: int | None, key: str
-    ) -> int:
-        """How many bytes come before the first that was asked for; raises for any other answer."""
-        label = self._label(key)
-        if answer.status == 206:
-            match = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
-            if match is None or int(match[1]) != start or (stop is not None and int(match[2]) >= stop):
-                raise BackendUnavailable(f"{label}: the server sent another range than the one asked for")
-            if stop is None and facts.size is not None and int(match[2]) != facts.size - 1:
-                raise BackendUnavailable(f"{label}: the server sent less than the range asked for")
-        elif facts.size is not None and start and start >= facts.size:
-            raise error_of(416, label, tried="", size=facts.size)
-        chunked = "chunked" in answer.headers.get("Transfer-Encoding", "").lower()
-        if answer.content_length is None and not chunked:
-            raise BackendUnavailable(
-                f"{label}: the server tells neither a length nor chunks, so that a cut could not be told from the end"
-            )
-        return 0 if answer.status == 206 else start
 
     async def _ask(self, method: str, key: str, headers: dict[str, str]) -> aiohttp.ClientResponse:
         """The answer's head, behind redirects."""
@@ -180,16 +156,8 @@ class WebOrigin:
     def _check_success(self, answer: aiohttp.ClientResponse, key: str) -> None:
         if answer.status in (200, 206):
             return
-        retry_after = answer.headers.get("Retry-After", "")
-        unsatisfied = _UNSATISFIED.fullmatch(answer.headers.get("Content-Range", ""))
         tried = "a token is set" if self._token else "no token is set"
-        raise error_of(
-            answer.status,
-            self._label(key),
-            tried=tried,
-            retry_after=int(retry_after) if retry_after.isascii() and retry_after.isdigit() else None,
-            size=int(unsatisfied[1]) if unsatisfied else None,
-        )
+        raise error_of_answer(answer, self._label(key), tried=tried)
 
     def _facts(self, answer: aiohttp.ClientResponse, key: str) -> OriginFacts:
         headers = answer.headers
@@ -198,19 +166,15 @@ class WebOrigin:
             raise BackendUnavailable(
                 f"{self._label(key)}: an HTML page came in place of the object; is a login needed?"
             )
-        size = answer.content_length
-        match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", "")) if answer.status == 206 else None
-        if answer.status == 206:
-            size = int(match[3]) if match and match[3] != "*" else None
         etag = _ETAG.fullmatch(headers.get("ETag", ""))
         takes_ranges = answer.status == 206 or headers.get("Accept-Ranges", "").lower() != "none"
         if answer.status == 200 and answer.request_info.headers.get("Range"):
             takes_ranges = False
         return OriginFacts(
             key,
-            size,
+            size_of(answer),
             etag[1] if etag else None,
-            _date(headers.get("Last-Modified")),
+            date_of(answer),
             content_type,
             takes_ranges=takes_ranges,
         )
@@ -225,77 +189,6 @@ class WebOrigin:
         return f"{_CREDENTIALS.sub('', self._base)}/{self._prefix}{key}"
 
 
-class _Answer:
-    """An answer's body, as `reading.Answer`."""
-
-    def __init__(
-        self,
-        facts: OriginFacts,
-        answer: aiohttp.ClientResponse,
-        skipped: int,
-        start: int,
-        stop: int | None,
-        label: str,
-        idle_seconds: float,
-    ) -> None:
-        self.facts = facts
-        self._answer = answer
-        self._skipped = skipped
-        self._left = None if stop is None else stop - start
-        self._label = label
-        length = answer.content_length or 0
-        self.body = (
-            None
-            if skipped
-            else DrawnBody.take(
-                answer,
-                length if self._left is None else min(length, self._left),
-                start=start,
-                label=label,
-                idle_seconds=idle_seconds,
-            )
-        )
-
-    async def pieces(self) -> AsyncGenerator[memoryview, None]:
-        if self.body is not None:
-            async for piece in self.body.pieces():
-                yield piece
-            return
-        try:
-            # Pieces as they came: joining them would copy all of them.
-            async for chunk, _ in self._answer.content.iter_chunks():
-                piece = memoryview(chunk)
-                if self._skipped:
-                    dropped = min(self._skipped, len(piece))
-                    self._skipped -= dropped
-                    piece = piece[dropped:]
-                if self._left is not None:
-                    piece = piece[: self._left]
-                    self._left -= len(piece)
-                if len(piece):
-                    yield piece
-                if self._left == 0:
-                    return
-        except TimeoutError:
-            raise BackendTimeout(f"{self._label}: the server stalled") from None
-        except aiohttp.ClientError as error:
-            raise BackendUnavailable(f"{self._label}: the server broke off ({type(error).__name__})") from None
-
-    async def close(self) -> None:
-        self._answer.close()
-        if self.body is not None:
-            self.body.close()
-
-
 def _origin(url: str) -> tuple[str, str]:
     parts = urlsplit(url)
     return parts.scheme, parts.netloc.rpartition("@")[2]
-
-
-def _date(header: str | None) -> float | None:
-    if header is None:
-        return None
-    try:
-        return parsedate_to_datetime(header).timestamp()
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
