@@ -77,6 +77,11 @@ def keeps_attributes() -> bool:
         return True
 
 
+async def make_files(store: PoolStore) -> None:
+    """Let objects that are only in the log have their files."""
+    await store._groups().make_files()
+
+
 def pool_files(data: Path) -> Sequence[Path]:
     """Files of all objects of all pool buckets."""
     return sorted(path for path in data.glob("pool/*/??/*") if path.is_file())

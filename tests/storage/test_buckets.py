@@ -330,6 +330,7 @@ async def main():
         await buckets.create(MADE)
         for number in range(700):
             await put(buckets.writable(MADE), f"{number:04d}", b"x")
+        await buckets.writable(MADE)._groups().make_files()
         if step == "remove, before it is unlisted":
             module.replace_durably = end
         elif step == "remove, before its objects":

@@ -275,7 +275,7 @@ STEP = """
 import asyncio, os, sys
 from pathlib import Path
 from shardmill.core.refs import Bucket
-from shardmill.storage import buckets, index, journal, log, pool, pool_upload
+from shardmill.storage import buckets, groups, index, journal, log, pool, pool_upload
 from shardmill.testing.stores import NOTHING, put
 
 change, step, data = sys.argv[1], sys.argv[2], Path(sys.argv[3])
@@ -293,12 +293,16 @@ STEPS = {
     "unlinking": (pool.PoolStore, "_unlink"),
     "unlinked": (index.Index, "remove"),
     "indexed": (journal.Journal, "done"),
-    "small judged": (pool.PoolStore, "write"),
+    "small judged": (groups.Groups, "_judge"),
     "small written": (log.LogFile, "append"),
-    "small logged": (pool_upload.PoolUpload, "replace"),
-    "small kept": (pool_upload.os, "rename"),
-    "small renamed": (index.Index, "put_now"),
-    "small indexed": (pool_upload.PoolUpload, "close"),
+    "small logged": (groups.Groups, "_ended"),
+    "small begun": (log, "write_all"),
+    "small made": (index.Index, "put_now"),
+    "small indexed": (groups, "sync_file_system"),
+    "small synced": (log.LogFile, "clear"),
+    "logged unlinking": (pool.PoolStore, "remove_file"),
+    "logged unlinked": (log.LogFile, "append"),
+    "logged forgotten": (index.Index, "remove"),
 }
 SIZE = 2000 if step.startswith("small") else 40_000
 
@@ -309,6 +313,8 @@ async def main():
         await put(store, "other", b"other")
         if change != "new":
             await put(store, "key", b"old" * 1000)
+        if "small" not in step and "logged" not in step:
+            await store._groups().make_files()
         # The folder of the key is durable by now, so that only the change itself passes the steps.
         store._made.update(store.path(key).parent for key in ("key", "other"))
         store.path("key").parent.mkdir(exist_ok=True)
@@ -322,7 +328,8 @@ async def main():
 asyncio.run(main())
 """
 PUT_STEPS = ("noted", "written", "kept", "renamed", "durable", "queued", "indexed")
-SMALL_STEPS = ("judged", "written", "logged", "kept", "renamed", "indexed")
+SMALL_STEPS = ("judged", "written", "logged", "begun", "made", "indexed", "synced")
+LOGGED_STEPS = ("logged unlinking", "logged unlinked", "logged forgotten")
 DELETE_STEPS = ("unlinking", "unlinked", "queued", "indexed")
 
 
@@ -333,14 +340,15 @@ DELETE_STEPS = ("unlinking", "unlinked", "queued", "indexed")
         *[("replace", step) for step in PUT_STEPS],
         *[("new", f"small {step}") for step in SMALL_STEPS],
         *[("replace", f"small {step}") for step in SMALL_STEPS],
-        *[("delete", step) for step in DELETE_STEPS],
+        *[("delete", step) for step in (*DELETE_STEPS, *LOGGED_STEPS)],
     ],
 )
 def test_a_change_is_made_or_not_wherever_the_process_ends(tmp_path: Path, change: str, step: str) -> None:
     ended = subprocess.run([sys.executable, "-c", STEP, change, step, str(tmp_path)], timeout=100)
     assert ended.returncode == 7
     # A small one is made once it is logged: the next start gives it its file.
-    is_made = step not in ("noted", "written", "kept", "unlinking", "small judged", "small written")
+    begun = ("noted", "written", "kept", "unlinking", "small judged", "small written", *LOGGED_STEPS[:2])
+    is_made = step not in begun
     body = b"new" * (2000 if step.startswith("small") else 40_000)
     old, new = {
         "new": (None, body),

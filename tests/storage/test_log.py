@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,8 @@ from shardmill.storage.log import LogFile, Record, survivors
 from shardmill.storage.pool import PoolStore
 from shardmill.storage.pool_upload import PoolUpload
 from shardmill.testing.stores import NOTHING, keys_on, page_of, put, read
-from tests.storage.support import POOL, open_buckets, open_pool, pool_files, run
+from tests.storage.full_disk import fill, small_disk
+from tests.storage.support import POOL, make_files, open_buckets, open_pool, pool_files, run
 
 STORE = "0123456789abcdef"
 SIZE = 1 << 20
@@ -166,6 +166,8 @@ def test_a_file_that_has_gone_is_made_again_from_the_log(tmp_path: Path) -> None
         async with open_pool(tmp_path / "data") as store:
             await put(store, "key", b"body")
             await put(store, "torn", b"other")
+            for key in ("key", "torn"):
+                await read(store, key)
             image = tmp_path / "image"
             await asyncio.to_thread(os.system, f"cp -r {tmp_path}/data {image}")
         first, second = pool_files(image)
@@ -183,17 +185,17 @@ def test_what_the_log_cannot_take_is_listed_as_it_is_after_a_kill(
     """The process ends between the file's name and the index."""
     for name in ("LARGEST", "LEAST"):
         monkeypatch.setattr(logs, name, 4096)
-    image, real = tmp_path / "image", Index.put_now
+    image, real = tmp_path / "image", Index.put
 
-    def cut(index: Index, objects: Sequence[tuple[str, ObjectMeta]]) -> ShardmillError | None:
-        os.system(f"cp -r {tmp_path}/data {image}")
-        return real(index, objects)
+    async def cut(index: Index, identity: str, meta: ObjectMeta) -> None:
+        await asyncio.to_thread(os.system, f"cp -r {tmp_path}/data {image}")
+        await real(index, identity, meta)
 
     async def story() -> None:
         async with open_pool(tmp_path / "data") as store:
             await put(store, "key", b"old")
             with monkeypatch.context() as patch:
-                patch.setattr(Index, "put_now", cut)
+                patch.setattr(Index, "put", cut)
                 await put(store, "key", b"newer")
         async with open_pool(image) as store:
             (listed,) = (await page_of(store)).objects
@@ -275,6 +277,52 @@ def test_a_bucket_made_under_one_promise_is_listed_under_another(tmp_path: Path)
             assert isinstance(store, PoolStore)
             await store._index().wait_complete()
             assert keys_on(await page_of(store)) == ["key"]
+
+    run(story())
+
+
+def test_objects_that_the_disk_cannot_take_yet_are_read_and_listed(tmp_path: Path) -> None:
+    """They were acknowledged before somebody else filled the disk; neither a file nor the index has room for them."""
+
+    async def story() -> None:
+        with small_disk(tmp_path / "disk", "16m") as is_small:
+            data, filler = tmp_path / "disk" / "data", tmp_path / "disk" / "filler"
+            bodies = {f"{number:03d}": os.urandom(3000) for number in range(100)}
+            async with open_pool(data) as store:
+                await asyncio.gather(*[put(store, key, body) for key, body in bodies.items()])
+                if is_small:
+                    fill(filler)
+                await check(store, bodies)
+                await store.delete("050", conditions=NOTHING)
+                del bodies["050"]
+                await check(store, bodies)
+                assert keys_on(await page_of(store, after="010", limit=3)) == ["011", "012", "013"]
+                filler.unlink(missing_ok=True)
+                await make_files(store)
+                await check(store, bodies)
+            async with open_pool(data) as store:
+                await check(store, bodies)
+
+    run(story())
+
+
+def test_a_log_of_another_format_is_not_thrown_away(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with open_pool(tmp_path / "data") as store:
+            await put(store, "key", b"body")
+            await asyncio.to_thread(os.system, f"cp -r {tmp_path}/data {tmp_path}/image")
+        path = tmp_path / "image" / "log" / "a"
+        with path.open("r+b") as file:
+            file.seek(8)
+            file.write((logs.FORMAT + 1).to_bytes(4, "little"))
+        with pytest.raises(ServerError, match="format 2, and this program reads 1; start the version that wrote it"):
+            async with open_pool(tmp_path / "image"):
+                pass
+        with path.open("r+b") as file:
+            file.seek(8)
+            file.write(logs.FORMAT.to_bytes(4, "little"))
+        async with open_pool(tmp_path / "image") as store:
+            await check(store, {"key": b"body"})
 
     run(story())
 

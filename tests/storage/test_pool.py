@@ -22,7 +22,7 @@ from shardmill.storage.trailer import BLOCK
 from shardmill.testing.stores import NOTHING, keys_on, page_of, pieces, put, read
 from tests.storage.full_disk import fill, small_disk, write_limit
 from tests.storage.scarce import common_threads, no_descriptors
-from tests.storage.support import open_pool, pool_files, run, temporary_files
+from tests.storage.support import make_files, open_pool, pool_files, run, temporary_files
 
 
 def flip(path: Path, position: int) -> None:
@@ -89,6 +89,7 @@ def test_a_torn_file_is_an_error_until_it_is_put_again_or_removed(tmp_path: Path
     async def story() -> None:
         async with open_pool(tmp_path) as store:
             await put(store, "key", bytes(4000))
+            await make_files(store)
             (path,) = pool_files(tmp_path)
             os.truncate(path, size)
             for call in (store.open("key"), store.head("key")):
@@ -100,6 +101,7 @@ def test_a_torn_file_is_an_error_until_it_is_put_again_or_removed(tmp_path: Path
                 await store.delete("key", conditions=Conditions.parse({"If-Match": '"any"'}))
             await put(store, "key", b"again")
             assert (await read(store, "key"))[0] == b"again"
+            await make_files(store)
             os.truncate(path, size)
             await store.delete("key", conditions=NOTHING)
             with pytest.raises(ObjectNotFound):
@@ -113,8 +115,10 @@ def test_a_file_of_another_object_is_not_served(tmp_path: Path) -> None:
     async def story() -> None:
         async with open_pool(tmp_path) as store:
             await put(store, "a", b"of a")
+            await make_files(store)
             (of_a,) = pool_files(tmp_path)
             await put(store, "b", b"of b")
+            await make_files(store)
             (of_b,) = set(pool_files(tmp_path)) - {of_a}
             shutil.copy(of_a, of_b)
             with pytest.raises(CorruptObject, match="that of another object"):
@@ -128,6 +132,7 @@ def test_a_file_that_cannot_be_read_is_a_failure_and_no_absence(tmp_path: Path) 
     async def story() -> None:
         async with open_pool(tmp_path) as store:
             await put(store, "key", b"x" * 100)
+            await make_files(store)
             (path,) = pool_files(tmp_path)
             path.chmod(0)
             with common_threads() as threads:
@@ -149,7 +154,7 @@ def test_too_many_open_files_mean_ask_again(tmp_path: Path) -> None:
                 with pytest.raises(Busy) as busy:
                     await store.open("key")
                 with pytest.raises(Busy):
-                    await put(store, "other", b"x")
+                    await put(store, "other", bytes(100_000))
             assert busy.value.retry_after
             assert (await read(store, "key"))[0] == b"x"
             await put(store, "other", b"x")
@@ -235,6 +240,7 @@ def test_an_object_that_the_index_has_no_room_for_is_put_back_as_it_was(tmp_path
             data, filler = tmp_path / "disk" / "data", tmp_path / "disk" / "filler"
             async with open_pool(data) as store:
                 await put(store, "old", b"old")
+                await make_files(store)
                 # A listing that goes on keeps the index from using pages again, so every change needs new ones.
                 with store._index()._env.begin():
                     refused = 0
@@ -244,6 +250,7 @@ def test_an_object_that_the_index_has_no_room_for_is_put_back_as_it_was(tmp_path
                         refused += await put_or_keep(store, f"new-{pages}", None)
                         filler.unlink()
                         await put(store, "old", b"old")
+                        await make_files(store)
                     assert refused >= (2 if is_small else 0)
                 await put(store, "old", b"replaced")
                 await check_listing(store)
@@ -284,7 +291,7 @@ def test_the_steps_of_a_put_are_in_the_durable_order(tmp_path: Path, monkeypatch
         real = getattr(os, name)
 
         def call(first: object, *rest: object, **options: object) -> object:
-            path = os.readlink(f"/proc/self/fd/{first}") if isinstance(first, int) else str(rest[0])
+            path = os.readlink(f"/proc/self/fd/{first}") if isinstance(first, int) else str((first, *rest)[-1])
             if "/log/" in path:
                 steps.append(f"{name} log")
             elif "/journal/" in path and name != "pwrite":
@@ -297,35 +304,54 @@ def test_the_steps_of_a_put_are_in_the_durable_order(tmp_path: Path, monkeypatch
 
     async def story() -> None:
         async with open_pool(tmp_path / "power") as store:
-            await put(store, "key", b"first")
-            for name in ("write", "pwritev", "fdatasync", "fsync", "rename"):
+            await put(store, "key", b"x" * 100_000)
+            for name in ("write", "pwritev", "fdatasync", "fsync", "rename", "unlink"):
                 spy(name)
             logged = ["pwritev log", "fdatasync log"]
             await put(store, "key", b"x" * 100)
-            assert steps == ["write file", *logged, "rename file"]
+            assert steps == logged
             steps.clear()
             # What is logged is made durable first, and then forgotten: the log must not bring it back.
-            settled = ["fsync file", "fsync folder", *logged]
+            settled = ["write file", "rename file", "fsync file", "fsync folder", *logged]
             await put(store, "key", b"x" * 100_000)
-            large = ["write file", "write file", "fdatasync file", "fdatasync notes", "rename file", "fsync folder"]
+            large = [
+                "write file",
+                "write file",
+                "fdatasync file",
+                "fdatasync notes",
+                "rename file",
+                "fsync folder",
+                "unlink file",
+            ]
             assert steps == [large[0], *settled, *large[1:]]
             steps.clear()
             await put(store, "key", b"x" * 100_000)
             assert steps == large
             steps.clear()
             await store.delete("key", conditions=NOTHING)
-            assert steps == ["fdatasync notes", "fsync folder"]
+            assert steps == ["fdatasync notes", "unlink file", "fsync folder"]
             steps.clear()
             await put(store, "key", b"x" * 100)
             steps.clear()
             await store.delete("key", conditions=NOTHING)
-            assert steps == [*settled, "fdatasync notes", "fsync folder"]
+            assert steps == ["fdatasync notes", "unlink file", *logged]
+            steps.clear()
+            await put(store, "key", b"x" * 100)
+            await read(store, "key")
+            assert steps == [*logged, "write file"]
+            steps.clear()
+            await store.delete("key", conditions=NOTHING)
+            # Until the log forgets it, it is what the next start finds.
+            assert steps == ["fdatasync notes", "unlink file", "fsync folder", *logged]
         async with open_pool(tmp_path / "kill", durability="kill") as store:
             await put(store, "key", b"first")
             steps.clear()
             await put(store, "key", b"x" * 100)
             await store.delete("key", conditions=NOTHING)
-            assert steps == ["write file", "rename file"]
+            assert steps == ["pwritev log", "unlink file", "pwritev log"]
+            steps.clear()
+            await put(store, "key", b"x" * 100_000)
+            assert steps == ["write file", "write file", "rename file"]
 
     run(story())
 

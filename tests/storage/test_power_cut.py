@@ -11,7 +11,7 @@ from shardmill.storage import log
 from shardmill.storage.pool import PoolStore
 from shardmill.testing.stores import NOTHING, keys_on, page_of, put, read
 from tests.storage.power import LOSSES, Disk, Loss
-from tests.storage.support import open_pool, run
+from tests.storage.support import make_files, open_pool, run
 
 SMALL, LARGE = 1000, 100_000
 KEYS = ("a", "b", "c")
@@ -92,13 +92,15 @@ def test_what_was_acknowledged_is_there_wherever_the_power_goes(
         async with open_pool(data) as store:
             with monkeypatch.context() as patch:
                 disk.watch(patch)
-                for key, size in STORY:
+                for number, (key, size) in enumerate(STORY, 1):
                     cuts.allowed[key].add(size)
                     if size is None:
                         await store.delete(key, conditions=NOTHING)
                     else:
                         await put(store, key, content(key, size))
                     cuts.allowed[key] = {size}
+                    if number % 5 == 0:
+                        await make_files(store)
                 cuts.cut(disk)
         disk.close()
         assert len(cuts.images) > 80

@@ -33,7 +33,7 @@ class Kept:
     def begin(self, size: int | None) -> None:
         self.size = size
 
-    def append(self, data: bytes | bytearray) -> None:
+    def append(self, data: bytes | bytearray | memoryview) -> None:
         self.hasher.update(data)
         self.pieces.append(bytes(data))
         if self.hasher.size > self._room:

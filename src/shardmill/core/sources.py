@@ -1,8 +1,8 @@
 """Protocols where siblings meet: what a store hands out, and what a face or a run needs of it."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from shardmill.core.conditions import Conditions
 from shardmill.core.meta import ListPage, ObjectMeta
@@ -116,6 +116,33 @@ class PutObject(Protocol):
             PreconditionFailed: The conditions do not hold.
             BadRequest: The body is shorter or longer than `size`, or its checksum differs.
             InsufficientStorage: The disk is full.
+        """
+        ...
+
+
+@runtime_checkable
+class PutWhole(Protocol):
+    """A store that may store what is there as a whole in one step."""
+
+    def put_whole(
+        self,
+        key: str,
+        body: bytes | bytearray | memoryview,
+        *,
+        user: Mapping[str, str],
+        conditions: Conditions,
+        checksum: str | None,
+        done: "Callable[[PutResult | None, BaseException | None], None]",
+    ) -> bool:
+        """As `PutObject.put`; to be used from the loop.
+
+        Args:
+            key, body, user, conditions, checksum: As there.
+            done: Called on the loop, later: with what was stored, or nothing was changed. With neither a result nor an
+                error it has to be done the other way.
+
+        Returns:
+            Whether `done` will be called; if not, it has to be done the other way.
         """
         ...
 

@@ -330,13 +330,16 @@ class Buckets:
             index = self._opened_index(self._durability_of(bucket))
             # An object that is being stored meanwhile is either in the index or told that there is no bucket.
             async with store.quiet():
-                if not force and not await index.is_empty(store.identity):
+                unlisted = await self._opened_groups().tell_index(store.identity)
+                if not force and (unlisted or not await index.is_empty(store.identity)):
                     raise Conflict(
                         f"bucket {bucket} is not empty; remove its objects, or force it (shardmill rb --force)"
                     )
                 others = [other for other in self._pools.values() if other is not store]
                 await self._in_thread(self._save, others)
                 store.is_removed = True
+                # What is being made of the log right now would be left over.
+                await self._in_thread(self._opened_groups().wait_made)
                 store.forget_kept()
                 del self._pools[bucket]
             await self._forget(store.identity)
@@ -458,11 +461,16 @@ class Buckets:
     def _restore_logged(self, files: Sequence[LogFile]) -> Sequence[tuple[str, str]]:
         """Give objects of the log the files that a power cut may have taken; their store ids and keys."""
         keys = []
-        for (identity, key), content in survivors(files):
-            store = self._store_of(identity)
-            if store is not None:
-                store.restore(key, content)
-                keys.append((identity, key))
+        try:
+            for (identity, key), content in survivors(files):
+                store = self._store_of(identity)
+                if store is not None:
+                    store.restore(key, content)
+                    keys.append((identity, key))
+        except BaseException:
+            for file in files:
+                file.close()
+            raise
         if keys:
             with disk_errors("the log"):
                 _sync_around(self._data / "pool")

@@ -321,7 +321,7 @@ class _FileUpload:
             if size is not None and size > BLOCK:
                 reserve(self._descriptor, size)
 
-    def append(self, data: bytes | bytearray) -> None:
+    def append(self, data: bytes | bytearray | memoryview) -> None:
         assert self._descriptor is not None
         with disk_errors(self._label):
             self.hasher.update(data)

@@ -57,6 +57,15 @@ def sync_directory(path: Path | int) -> None:
         os.close(descriptor)
 
 
+def sync_file(path: Path) -> None:
+    """Make the bytes of a file durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def sync_file_system(descriptor: int) -> None:
     """Make everything durable that the file system of an open file holds; may take long.
 

@@ -1,82 +1,107 @@
-"""Small objects, committed in groups by one thread: their files, one flush of the log, their names, the index.
+"""Small objects through the log: one flush makes a group of them durable, their files are made behind the answers.
 
-A group is what has come together while the one before was committed. What is in the log is durable; the disk has its
-file some time later, and the checkpoint that makes sure of it runs in the background. Whatever the log cannot take is
-flushed file by file: it makes writes faster and decides nothing.
+What is in the log is stored. Until it has a file an object is known here: who opens it has its file made first
+(`make_file`), who lists has the index told first (`tell_index`). A checkpoint makes the files of all that one file of
+the log has, tells the index, lets the disk have both, and only then forgets the records. What the log cannot take is
+stored as large objects are: it makes writes faster and decides nothing.
 """
 
 import asyncio
-import contextlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+import queue
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-from shardmill.core.errors import InsufficientStorage, ShardmillError
+from shardmill.core.conditions import Conditions
+from shardmill.core.errors import Busy, InsufficientStorage, PreconditionFailed, ShardmillError
 from shardmill.core.meta import ObjectMeta
-from shardmill.storage.files import disk_errors, sync_directory, sync_file_system
+from shardmill.core.refs import Bucket
+from shardmill.storage.files import disk_errors, sync_file_system
 from shardmill.storage.index import Index
 from shardmill.storage.log import Key, LogFile, Record, logged_size
 
 logger = logging.getLogger(__name__)
 
-Value = TypeVar("Value")
-
 MOST = 256  # objects of one group
+MOST_LOGGED = 8192  # objects that one file of the log may have: each takes about a kilobyte of memory
+PATIENCE = 2.0  # seconds that a group waits for room in the log
+IDLE = 2.0  # seconds without a write before files are made of what is logged
+_BLOCK = 4096  # bytes of disk that a file takes at least, and so much again for its name
+_SPARE = 1 << 20  # bytes of disk for the index
 
 
-class SmallWrite(Protocol):
-    """One object on its way; its calls block and raise ShardmillError."""
+class Owner(Protocol):
+    """The bucket of small objects; its calls block and raise ShardmillError."""
 
-    key: str
-
-    @property
-    def store(self) -> str: ...
+    bucket: Bucket
+    identity: str
+    is_durable: bool
+    is_removed: bool
 
     @property
     def index(self) -> Index: ...
 
-    @property
-    def is_durable(self) -> bool: ...
-
-    @property
-    def path(self) -> Path:
-        """Of the object's file."""
+    def look_up(self, key: str) -> ObjectMeta | None:
+        """What is stored of a key of which the log has nothing."""
         ...
 
-    @property
-    def meta(self) -> ObjectMeta:
-        """Known once it is written."""
+    def make_file(self, key: str, content: bytes) -> None:
+        """Make an object's file; it need not be durable."""
         ...
 
-    def write(self) -> bytes | bytearray:
-        """Make its file under another name; the file's bytes."""
+    def remove_file(self, key: str) -> None:
+        """Leave no file of an object, durably if the bucket promises it."""
         ...
 
-    def note(self) -> None:
-        """Note in the journal that it is on its way, until `close`: the log does not tell."""
+    def sync_file(self, key: str) -> None:
+        """Make an object's file and its name durable."""
         ...
 
-    def sync(self) -> None:
-        """Make the file's bytes durable, and the note."""
-        ...
 
-    def publish(self) -> None:
-        """Give the file its name."""
-        ...
+@dataclass(slots=True, eq=False)
+class SmallWrite:
+    """One object on its way into the log."""
 
-    def restore(self) -> None:
-        """Put back what was there before `publish`."""
-        ...
+    owner: Owner
+    key: str
+    meta: ObjectMeta
+    content: bytes
+    """Of its file."""
+    conditions: Conditions
+    done: Callable[["SmallWrite", BaseException | None], None]
+    """Called on the loop; with an error nothing was changed."""
+    is_new: bool = True
+    """There was no such object."""
+    is_logged: bool = False
+    """False when it is done without an error: the log cannot take it."""
 
-    def close(self) -> None: ...
+
+@dataclass(slots=True, eq=False)
+class Logged:
+    """An object that the log has."""
+
+    owner: Owner
+    key: str
+    meta: ObjectMeta
+    file: LogFile
+    start: int
+    length: int
+    has_file: bool = False
+    is_gone: bool = False
+    """It is being removed, so no file is made of it any more."""
+
+    def content(self) -> bytes:
+        return self.file.read(self.start, self.length)
 
 
 class Groups:
-    """The log and the thread that fills it; used from the loop's thread.
+    """The log and the thread that fills it; used from the loop's thread, but for what says that it blocks.
 
     Args:
         objects: A directory of the file system that all objects lie on; the log may lie on another.
@@ -87,159 +112,312 @@ class Groups:
         self._loop = asyncio.get_running_loop()
         self._descriptor = os.open(objects, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._files = files
-        self._current, self._spare = files[0], [files[1]]
-        self._logged: dict[LogFile, set[Key]] = {file: set() for file in files}
+        self._current = files[0]
+        self._spare: queue.SimpleQueue[LogFile] = queue.SimpleQueue()
+        self._spare.put(files[1])
+        self._logged: dict[LogFile, dict[Key, Logged]] = {file: {} for file in files}
+        self._unlisted: dict[Key, Logged] = {}
+        """What the index does not have yet."""
+        self._doubtful: set[Key] = set()
+        """What the log may have although writing it failed."""
         self._turn = max(file.turn for file in files)
         self._is_broken = False
-        self._waiting: list[tuple[SmallWrite, asyncio.Future[None]]] = []
+        self._full: LogFile | None = None
+        """The one that is being checkpointed, or could not be."""
+        self._is_checkpointing = False
+        self._making = threading.Lock()
+        """Held while a file is made."""
+        self._telling = threading.Lock()
+        """Held while the index is told."""
+        self._waiting: list[SmallWrite] = []
         self._is_running = False
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="small-writes")
         self._background = ThreadPoolExecutor(1, thread_name_prefix="log-checkpoint")
+        self._timer: asyncio.TimerHandle | None = None
+        self._last = 0.0
+        """When the last group was done."""
 
-    async def commit(self, write: SmallWrite) -> None:
-        """Store it; it has what its bucket promises when this returns.
-
-        Raises:
-            ShardmillError: It is not stored, and what was there before still is.
-        """
-        future: asyncio.Future[None] = self._loop.create_future()
-        self._waiting.append((write, future))
+    def add(self, write: SmallWrite) -> None:
+        """Log it; what is there when its `done` is called has what its bucket promises."""
+        self._waiting.append(write)
         if not self._is_running:
-            self._start()
-        await future
+            self._is_running = True
+            self._is_idle.clear()
+            # What else has come to the loop by now belongs to the same group.
+            self._loop.call_soon(self._start)
+
+    def find(self, store: str, key: str) -> Logged | None:
+        """The object as the log has it; from any thread."""
+        for objects in self._logged.values():
+            found = objects.get((store, key))
+            if found is not None:
+                return found
+        return None
 
     def has(self, store: str, key: str) -> bool:
         """What the log says of the key might be taken for newer than what another way of writing does."""
-        return any((store, key) in keys for keys in self._logged.values())
+        return self.find(store, key) is not None or (store, key) in self._doubtful
 
-    async def settle(self, store: str, key: str, path: Path) -> None:
+    def make_file(self, logged: Logged) -> None:
+        """Make the file of an object that is logged, if it has none; blocking."""
+        with self._making:
+            if logged.has_file or logged.is_gone or logged.owner.is_removed:
+                return
+            if self.find(logged.owner.identity, logged.key) is logged:
+                logged.owner.make_file(logged.key, logged.content())
+                logged.has_file = True
+
+    def wait_made(self) -> None:
+        """Return when a file that may be half there is whole; blocking."""
+        with self._making:
+            pass
+
+    async def tell_index(self, store: str) -> Sequence[ObjectMeta]:
+        """Let the index have all that is stored; what of a bucket a full disk kept out of it."""
+        if not self._unlisted:
+            return ()
+        try:
+            await self._loop.run_in_executor(self._thread, lambda: self._tell_index(list(self._unlisted.values())))
+        except InsufficientStorage:
+            return [logged.meta for (of, _), logged in list(self._unlisted.items()) if of == store]
+        return ()
+
+    async def settle(self, owner: Owner, key: str) -> None:
         """Make a key's file durable as it is, and forget what was logged of it: it is about to be changed otherwise."""
-        await self._loop.run_in_executor(self._thread, self._settle, store, key, path)
+        await self._loop.run_in_executor(self._thread, self._settle, owner, key)
+
+    async def remove(self, owner: Owner, key: str) -> bool:
+        """Remove an object if it is logged; the index is not told. False: it is not logged any more."""
+        return await self._loop.run_in_executor(self._thread, self._remove, owner, key)
+
+    async def make_files(self) -> None:
+        """Let the disk have files of all that is logged now."""
+        await self._loop.run_in_executor(self._thread, self._rotate_used)
+        await self._loop.run_in_executor(self._background, lambda: None)
 
     async def close(self) -> None:
-        """Leave an empty log; nothing may be on its way."""
+        """Leave an empty log; nothing more may come."""
+        await self._is_idle.wait()
+        if self._timer is not None:
+            self._timer.cancel()
         await self._loop.run_in_executor(None, self._thread.shutdown)
         self._background.submit(self._checkpoint_all)
         await self._loop.run_in_executor(None, self._background.shutdown)
         os.close(self._descriptor)
 
+    # Groups.
+
     def _start(self) -> None:
         batch, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
-        self._is_running = True
-        running = self._loop.run_in_executor(self._thread, self._commit, [write for write, _ in batch])
-        running.add_done_callback(partial(self._ended, [future for _, future in batch]))
+        running = self._loop.run_in_executor(self._thread, self._commit, batch)
+        running.add_done_callback(partial(self._ended, batch))
 
-    def _ended(
-        self,
-        futures: Sequence["asyncio.Future[None]"],
-        running: "asyncio.Future[Sequence[ShardmillError | None]]",
-    ) -> None:
-        self._is_running = False
+    def _ended(self, writes: Sequence[SmallWrite], running: "asyncio.Future[Sequence[ShardmillError | None]]") -> None:
+        self._is_running = bool(self._waiting)
         if self._waiting:
             self._start()
+        else:
+            self._is_idle.set()
+        self._last = self._loop.time()
+        if self._timer is None:
+            self._timer = self._loop.call_later(IDLE, self._rest)
         defect = running.exception()
-        outcomes = [defect] * len(futures) if defect is not None else running.result()
-        for future, outcome in zip(futures, outcomes, strict=True):
-            if future.done():
-                continue
-            if outcome is None:
-                future.set_result(None)
-            else:
-                future.set_exception(outcome)
+        outcomes = [defect] * len(writes) if defect is not None else running.result()
+        for write, outcome in zip(writes, outcomes, strict=True):
+            write.done(write, outcome)
+
+    def _rest(self) -> None:
+        """Some time after the last write: no memory is needed for what can have files."""
+        self._timer = None
+        left = self._last + IDLE - self._loop.time()
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._rest)
+        else:
+            self._loop.run_in_executor(self._thread, self._rotate_used)
 
     def _commit(self, writes: Sequence[SmallWrite]) -> Sequence[ShardmillError | None]:
         """One group; what became of each."""
-        group = _Group(writes)
-        contents = group.each(lambda write: write.write())
-        logged = self._log([(write, contents[write]) for write in group.alive if write.is_durable])
-        unlogged = [write for write in group.alive if write.is_durable and write not in logged]
-        group.each(lambda write: write.note(), unlogged)
-        group.each(self._sync, unlogged)
-        group.each(lambda write: write.publish())
-        group.each(lambda write: _sync_name(write.path), unlogged)
-        for index in {write.index for write in group.alive}:
-            changed = [write for write in group.alive if write.index is index]
-            error = index.put_now([(write.store, write.meta) for write in changed])
-            if error is not None:
-                for write in changed:
-                    group.fail(write, error)
-        for write in group.failed:
-            self._undo(write, is_logged=write in logged)
+        outcomes: dict[SmallWrite, ShardmillError] = {}
         for write in writes:
-            write.close()
-        return [group.outcomes.get(write) for write in writes]
+            try:
+                self._judge(write)
+            except ShardmillError as error:
+                outcomes[write] = error
+        left = [write for write in writes if write not in outcomes]
+        while left:
+            some = self._fitting(left)
+            if not some or not self._log(some):
+                break
+            left = left[len(some) :]
+        return [outcomes.get(write) for write in writes]
 
-    def _log(self, writes: Sequence[tuple[SmallWrite, bytes | bytearray]]) -> set[SmallWrite]:
-        """Log what there is room for; the ones that are durable by it."""
-        if not writes or self._is_broken:
-            return set()
-        size = sum(logged_size(write.key, len(content)) for write, content in writes)
-        if size > self._current.room(keep=self._current.reserve) and not self._rotate():
-            return set()
-        if size > self._current.room(keep=self._current.reserve):
-            return set()
-        keys = self._logged[self._current]
-        # Before: whoever asks whether a key is logged must not miss one.
-        keys.update((write.store, write.key) for write, _ in writes)
+    def _judge(self, write: SmallWrite) -> None:
+        logged = self.find(write.owner.identity, write.key)
+        current = write.owner.look_up(write.key) if logged is None else logged.meta
+        write.is_new = current is None
+        etag, modified = (current.etag, current.modified) if current else (None, None)
+        if write.conditions.judge_write(etag, modified) == "failed":
+            raise PreconditionFailed(f"{write.owner.bucket}/{write.key} does not meet the conditions; it is unchanged")
+
+    def _fitting(self, writes: Sequence[SmallWrite]) -> Sequence[SmallWrite]:
+        """As many of the first ones as the log has room for."""
+        if self._is_broken or not self._has_disk():
+            return []
+        count = self._count_fitting(writes)
+        if not count and self._rotate():
+            count = self._count_fitting(writes)
+        return writes[:count]
+
+    def _count_fitting(self, writes: Sequence[SmallWrite]) -> int:
+        room = self._current.room(keep=self._current.reserve)
+        most = MOST_LOGGED - len(self._logged[self._current])
+        for count, write in enumerate(writes):
+            room -= logged_size(write.key, len(write.content))
+            if room < 0 or count >= most:
+                return count
+        return len(writes)
+
+    def _has_disk(self) -> bool:
+        """There is space for files of all that is logged, so that what is answered can be kept for good."""
+        disk = os.fstatvfs(self._descriptor)
+        sizes = sum(file.size + 2 * _BLOCK * len(objects) for file, objects in self._logged.items())
+        return disk.f_bavail * disk.f_frsize > sizes + 2 * _BLOCK * MOST + _SPARE
+
+    def _log(self, writes: Sequence[SmallWrite]) -> bool:
+        """Log them; False: the log is not to be used any more."""
+        file = self._current
+        records = [Record(write.owner.identity, write.key, write.content) for write in writes]
         try:
-            self._current.append([Record(write.store, write.key, content) for write, content in writes])
+            starts = file.append(records, flush=any(write.owner.is_durable for write in writes))
         except ShardmillError as error:
             logger.warning("the log is not used any more before the next start: %s", error)
+            self._doubtful.update((write.owner.identity, write.key) for write in writes)
             self._is_broken = True
-            return set()
-        return {write for write, _ in writes}
+            return False
+        for write, start in zip(writes, starts, strict=True):
+            key = (write.owner.identity, write.key)
+            logged = Logged(write.owner, write.key, write.meta, file, start, len(write.content))
+            self._unlisted[key] = self._logged[file][key] = logged
+            for other, objects in self._logged.items():
+                # After: whoever looks for the key must not miss both.
+                if other is not file:
+                    objects.pop(key, None)
+            write.is_logged = True
+        return True
 
-    def _sync(self, write: SmallWrite) -> None:
-        if self.has(write.store, write.key):
-            self._settle(write.store, write.key, write.path)
-        write.sync()
+    # What is logged and is to be changed otherwise.
 
-    def _undo(self, write: SmallWrite, *, is_logged: bool) -> None:
+    def _settle(self, owner: Owner, key: str) -> None:
+        logged = self.find(owner.identity, key)
+        if logged is not None:
+            self.make_file(logged)
+            self._tell_index([logged])
+        owner.sync_file(key)
+        self._forget(owner, key)
+
+    def _remove(self, owner: Owner, key: str) -> bool:
+        """The file goes first: until the log forgets the object, it is what the next start makes of it."""
+        with self._making:
+            logged = self.find(owner.identity, key)
+            if logged is None:
+                return False
+            logged.is_gone = True
         try:
-            write.restore()
-            if is_logged:
-                self._settle(write.store, write.key, write.path)
-        except ShardmillError as error:
-            logger.warning("a write that failed cannot be undone: %s", error)
+            owner.remove_file(key)
+            self._forget(owner, key)
+        except ShardmillError:
+            logged.is_gone = logged.has_file = False
+            raise
+        return True
 
-    def _settle(self, store: str, key: str, path: Path) -> None:
-        with disk_errors("the log"):
-            with contextlib.suppress(FileNotFoundError):
-                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
-            _sync_name(path)
-        record = Record(store, key, None)
+    def _forget(self, owner: Owner, key: str) -> None:
+        """Note in the log that its records of a key do not count."""
         if logged_size(key, 0) > self._current.room(keep=0) and not self._rotate():
             raise InsufficientStorage("the log is full and the disk does not take what is in it; nothing was changed")
-        self._current.append([record])
-        for keys in self._logged.values():
-            keys.discard((store, key))
+        self._current.append([Record(owner.identity, key, None)], flush=owner.is_durable)
+        name = owner.identity, key
+        with self._making, self._telling:
+            self._unlisted.pop(name, None)
+            for objects in self._logged.values():
+                objects.pop(name, None)
+        self._doubtful.discard(name)
+
+    # What is logged and is to have files.
+
+    def _tell_index(self, objects: Sequence[Logged]) -> None:
+        with self._telling:
+            names = {(logged.owner.identity, logged.key): logged for logged in objects}
+            news = {name: logged for name, logged in names.items() if self._unlisted.get(name) is logged}
+            for index in {logged.owner.index for logged in news.values()}:
+                some = [
+                    (name[0], logged.meta)
+                    for name, logged in sorted(news.items(), key=lambda item: item[0])
+                    if logged.owner.index is index and not logged.owner.is_removed
+                ]
+                error = index.put_now(some)
+                if error is not None:
+                    raise error
+            for name, logged in news.items():
+                # Unless it was replaced meanwhile.
+                if self._unlisted.get(name) is logged:
+                    del self._unlisted[name]
 
     def _rotate(self) -> bool:
-        """Go on in the other file, if the disk has all that is in it."""
-        if not self._spare:
+        """Go on in the other file, as soon as the disk has all that was in it."""
+        if self._full is not None and not self._is_checkpointing and not self._is_broken:
+            self._begin_checkpoint(self._full)
+        try:
+            spare = self._spare.get(timeout=PATIENCE) if self._is_checkpointing else self._spare.get_nowait()
+        except queue.Empty:
             return False
-        full, self._current = self._current, self._spare.pop()
-        self._background.submit(self._checkpoint, full)
+        full, self._current = self._current, spare
+        self._begin_checkpoint(full)
         return True
+
+    def _rotate_used(self) -> None:
+        if self._current.is_used:
+            self._rotate()
+
+    def _begin_checkpoint(self, full: LogFile) -> None:
+        self._full, self._is_checkpointing = full, True
+        self._background.submit(self._checkpoint, full)
 
     def _checkpoint(self, full: LogFile) -> None:
         """Let the disk have the files of what is logged, then forget that."""
         try:
+            self._save(list(self._logged[full].values()))
+            with self._making:
+                self._check_saved(self._logged[full].values())
+                with disk_errors("the log"):
+                    full.clear(self._turn + 1)
+                self._turn += 1
+                self._logged[full] = {}
+        except ShardmillError as error:
+            logger.error("what is logged stays so for now: %s", error)
+            return
+        finally:
+            self._is_checkpointing = False
+        self._full = None
+        self._spare.put(full)
+
+    def _save(self, objects: Sequence[Logged]) -> None:
+        for logged in objects:
+            self.make_file(logged)
+        self._tell_index(objects)
+        try:
             with disk_errors("the log"):
                 sync_file_system(self._descriptor)
-            self._turn += 1
-            full.clear(self._turn)
-        except ShardmillError as error:
+        except ShardmillError:
             # An error is told once, so a second try would tell nothing: the next start looks at each file.
-            logger.error("what is logged stays so until the next start: %s", error)
             self._is_broken = True
-            return
-        self._logged[full] = set()
-        self._spare.append(full)
+            raise
+
+    @staticmethod
+    def _check_saved(objects: Iterable[Logged]) -> None:
+        if any(not logged.has_file or logged.is_gone for logged in objects if not logged.owner.is_removed):
+            raise Busy("an object is just being removed", retry_after=1)
 
     def _checkpoint_all(self) -> None:
         for file in self._files:
@@ -248,41 +426,3 @@ class Groups:
             file.close()
             if not file.is_used:
                 file.remove()
-
-
-class _Group:
-    """Writes of a group and what has become of them."""
-
-    def __init__(self, writes: Sequence[SmallWrite]) -> None:
-        self._writes = writes
-        self.outcomes: dict[SmallWrite, ShardmillError] = {}
-
-    @property
-    def alive(self) -> Sequence[SmallWrite]:
-        return [write for write in self._writes if write not in self.outcomes]
-
-    @property
-    def failed(self) -> Sequence[SmallWrite]:
-        return list(self.outcomes)
-
-    def fail(self, write: SmallWrite, error: ShardmillError) -> None:
-        self.outcomes[write] = error
-
-    def each(
-        self, call: Callable[[SmallWrite], Value], writes: Sequence[SmallWrite] | None = None
-    ) -> dict[SmallWrite, Value]:
-        """Call for all, or these, that have not failed; who raises has."""
-        results: dict[SmallWrite, Value] = {}
-        for write in self.alive if writes is None else writes:
-            if write in self.outcomes:
-                continue
-            try:
-                results[write] = call(write)
-            except ShardmillError as error:
-                self.fail(write, error)
-        return results
-
-
-def _sync_name(path: Path) -> None:
-    with disk_errors("a new name"), contextlib.suppress(FileNotFoundError):
-        sync_directory(path.parent)

@@ -188,6 +188,16 @@ class Index:
             [(_name(store, meta.key), msgspec.msgpack.encode(Entry.of(meta))) for store, meta in objects]
         )
 
+    def may_have(self, store: str, key: str) -> bool:
+        """False: there is no such object; blocking, but for what is in memory."""
+        if not self.is_complete:
+            return True
+        try:
+            with self._env.begin() as transaction:
+                return transaction.get(_name(store, key)) is not None
+        except lmdb.Error:
+            return True
+
     async def remove(self, store: str, key: str) -> None:
         """The object is gone.
 
@@ -203,17 +213,33 @@ class Index:
         while names := await self._loop.run_in_executor(self._threads, self._some_names, store):
             await asyncio.gather(*[self._change((name, None)) for name in names])
 
-    async def list(self, store: str, *, prefix: str, delimiter: str, after: str, limit: int) -> ListPage:
-        """One page; raises Busy while the index is being built."""
+    async def list(
+        self,
+        store: str,
+        *,
+        prefix: str,
+        delimiter: str,
+        after: str,
+        limit: int,
+        unlisted: Sequence[ObjectMeta] = (),
+    ) -> ListPage:
+        """One page; raises Busy while the index is being built.
+
+        Args:
+            store: Its id.
+            prefix, delimiter, after, limit: See `core.sources.ListObjects`.
+            unlisted: Objects that the index has had no room for.
+        """
         if not self.is_complete:
             raise Busy("the listing is being rebuilt; objects can be read", retry_after=RETRY_SECONDS)
 
         decode = self._decoder.decode
+        news = sorted((meta.key.encode(), msgspec.msgpack.encode(Entry.of(meta))) for meta in unlisted)
 
         def read() -> ListPage:
             try:
                 return list_page(
-                    lambda bound: self._seek(store, bound),
+                    lambda bound: _with_news(self._seek(store, bound), news, bound),
                     lambda key, value: decode(value).meta(key.decode()),
                     prefix=prefix,
                     delimiter=delimiter,
@@ -402,6 +428,19 @@ class Index:
                 # Removed meanwhile: the file was read before it went.
                 if name not in self._removed and name[:_ID] not in self._removed:
                     transaction.put(name, value, overwrite=False)
+
+
+def _with_news(
+    entries: Iterator[tuple[bytes, bytes]], news: Sequence[tuple[bytes, bytes]], bound: bytes
+) -> Iterator[tuple[bytes, bytes]]:
+    """Both in order from `bound` on; of a key that is in both, what is new."""
+    if not news:
+        yield from entries
+        return
+    replaced = {key for key, _ in news}
+    yield from heapq.merge(
+        (entry for entry in entries if entry[0] not in replaced), (entry for entry in news if entry[0] >= bound)
+    )
 
 
 def _name(store: str, key: str) -> bytes:

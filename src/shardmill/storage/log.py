@@ -16,11 +16,11 @@ from pathlib import Path
 
 import xxhash
 
-from shardmill.core.errors import InsufficientStorage, ShardmillError
+from shardmill.core.errors import InsufficientStorage, ServerError, ShardmillError
 from shardmill.storage.files import disk_errors, reserve, write_all
 
 FORMAT = 1
-LARGEST = 32 << 20  # bytes of one file
+LARGEST = 16 << 20  # bytes of one file
 LEAST = 1 << 20  # bytes; the same on a small disk
 _SHARE = 256  # of the disk for each file
 _MAGIC = b"shrdlog1"
@@ -75,8 +75,13 @@ class LogFile:
         if len(header) < _HEADER.size:
             return
         magic, form, number, self.turn = _HEADER.unpack(header)
-        if magic != _MAGIC or form != FORMAT:
+        if magic != _MAGIC:
             return
+        if form != FORMAT:
+            raise ServerError(
+                f"the log of small objects has format {form}, and this program reads {FORMAT}; start the version that "
+                "wrote it once more and stop it in order, which stores what is in it"
+            )
         position, end = _START, os.fstat(self._descriptor).st_size
         while len(head := os.pread(self._descriptor, _HEAD.size, position)) == _HEAD.size:
             checksum, store, length, key_length = _HEAD.unpack(head)
@@ -93,7 +98,7 @@ class LogFile:
             position = start + (size or 0)
 
     def read(self, start: int, length: int) -> bytes:
-        """What `load` found; blocking."""
+        """What `load` found or `append` has written; blocking."""
         return os.pread(self._descriptor, length, start)
 
     def room(self, *, keep: int) -> int:
@@ -106,15 +111,28 @@ class LogFile:
         return self._size // 16
 
     @property
+    def size(self) -> int:
+        """Bytes in use."""
+        return self._position
+
+    @property
     def is_used(self) -> bool:
         return self._position > _START
 
-    def append(self, records: Sequence[Record]) -> None:
-        """Write records and flush them; a failure leaves what was there."""
+    def append(self, records: Sequence[Record], *, flush: bool = True) -> Sequence[int]:
+        """Write records, and flush all that there are; a failure leaves what was there.
+
+        Returns:
+            Where the content of each begins.
+        """
         pieces: list[bytes | bytearray] = []
+        starts, after = [], self._position
         for record in records:
-            pieces += self._pieces(record)
-        position, after = self._position, self._position + sum(map(len, pieces))
+            head, content = self._pieces(record)
+            pieces += head, content
+            starts.append(after + len(head))
+            after += len(head) + len(content)
+        position = self._position
         if after + len(_END) <= self._size:
             # Records of this very turn may lie behind, of a longer group that failed here.
             pieces.append(_END)
@@ -125,7 +143,8 @@ class LogFile:
                     if os.pwritev(self._descriptor, some, position) != sum(map(len, some)):
                         raise InsufficientStorage("the log: the disk is full; nothing was changed")
                     position += sum(map(len, some))
-                os.fdatasync(self._descriptor)
+                if flush:
+                    os.fdatasync(self._descriptor)
             except BaseException:
                 with contextlib.suppress(OSError):
                     # What of it may be on the disk is cut off there, too.
@@ -133,6 +152,7 @@ class LogFile:
                     os.fdatasync(self._descriptor)
                 raise
         self._position = after
+        return starts
 
     def clear(self, turn: int) -> None:
         """Forget its records, durably; blocking."""
@@ -149,11 +169,11 @@ class LogFile:
         """Give its space back; nothing in it counts."""
         self.path.unlink(missing_ok=True)
 
-    def _pieces(self, record: Record) -> list[bytes | bytearray]:
+    def _pieces(self, record: Record) -> tuple[bytes, bytes | bytearray]:
         key, content = record.key.encode(), record.content
         length = _SETTLED if content is None else len(content)
         rest = _HEAD.pack(b"", bytes.fromhex(record.store), length, len(key))[_CHECKSUM:] + key
-        return [_checksum(self._number, rest, content or b"") + rest, content or b""]
+        return _checksum(self._number, rest, content or b"") + rest, content or b""
 
 
 def size_on(path: Path) -> int:
@@ -182,6 +202,25 @@ def survivors(files: Sequence[LogFile]) -> Iterator[tuple[Key, bytes]]:
         yield key, file.read(place.start, place.length or 0)
 
 
+def make(path: Path, temporary: Path, content: bytes) -> None:
+    """Make a file what was logged of it; not durable by itself, and while it goes on the file may be half there."""
+    try:
+        descriptor = _create(path)
+    except FileExistsError:
+        _replace(path, temporary, content)
+        return
+    except FileNotFoundError:
+        path.parent.mkdir(exist_ok=True)
+        descriptor = _create(path)
+    try:
+        write_all(descriptor, content)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+
+
 def rewrite(path: Path, temporary: Path, content: bytes) -> None:
     """Make a file what was logged of it, unless it is; not durable by itself."""
     with contextlib.suppress(FileNotFoundError):
@@ -192,6 +231,14 @@ def rewrite(path: Path, temporary: Path, content: bytes) -> None:
         finally:
             os.close(descriptor)
     path.parent.mkdir(exist_ok=True)
+    _replace(path, temporary, content)
+
+
+def _create(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+
+def _replace(path: Path, temporary: Path, content: bytes) -> None:
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         write_all(descriptor, content)

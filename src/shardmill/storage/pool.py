@@ -8,6 +8,7 @@ it was, which is kept by a second name until the index has the new one.
 
 import asyncio
 import contextlib
+import logging
 import os
 import secrets
 import time
@@ -32,18 +33,20 @@ from shardmill.core.errors import (
 from shardmill.core.kept import Kept
 from shardmill.core.meta import ListPage, ObjectMeta
 from shardmill.core.refs import Bucket
-from shardmill.storage.files import disk_errors, sync_directory
-from shardmill.storage.groups import Groups
+from shardmill.storage.files import disk_errors, sync_directory, sync_file, write_all
+from shardmill.storage.groups import Groups, Logged, SmallWrite
 from shardmill.storage.index import Index
 from shardmill.storage.journal import Generation, Journal
 from shardmill.storage.kept import KeptKeys, Shelf
 from shardmill.storage.locks import KeyLocks
-from shardmill.storage.log import rewrite
+from shardmill.storage.log import make, rewrite
 from shardmill.storage.pool_upload import PoolUpload
 from shardmill.storage.scan import scan
 from shardmill.storage.steps import finish, opened
-from shardmill.storage.trailer import BLOCK, Trailer, pack, read_trailer
+from shardmill.storage.trailer import BLOCK, Hasher, Trailer, pack, read_trailer
 from shardmill.storage.uploads import receive
+
+logger = logging.getLogger(__name__)
 
 Durability = Literal["power", "kill"]
 Value = TypeVar("Value")
@@ -176,8 +179,17 @@ class PoolStore:
         for path in temporary.iterdir():
             path.unlink()
 
+    @property
+    def index(self) -> Index:
+        return self._index()
+
     async def open(self, key: str, *, expected: tuple[int, int | None] | None = None) -> PoolSource:
-        opening = asyncio.get_running_loop().run_in_executor(self._threads, self._open, key)
+        logged = self._groups().find(self.identity, key)
+        opening = (
+            asyncio.get_running_loop().run_in_executor(self._threads, self._open, key)
+            if logged is None
+            else asyncio.get_running_loop().run_in_executor(self._threads, self._open_logged, logged)
+        )
         descriptor, trailer = await opened(opening, lambda found: os.close(found[0]))
         return PoolSource(descriptor, trailer, self._verified.of(trailer), self._threads)
 
@@ -194,10 +206,14 @@ class PoolStore:
         self._kept.close()
 
     async def head(self, key: str) -> ObjectMeta:
-        return (await self._in_thread(self._look, key)).meta
+        logged = self._groups().find(self.identity, key)
+        return logged.meta if logged is not None else (await self._in_thread(self._look, key)).meta
 
     async def list(self, *, prefix: str, delimiter: str, after: str, limit: int) -> ListPage:
-        return await self._index().list(self.identity, prefix=prefix, delimiter=delimiter, after=after, limit=limit)
+        unlisted = await self._groups().tell_index(self.identity)
+        return await self._index().list(
+            self.identity, prefix=prefix, delimiter=delimiter, after=after, limit=limit, unlisted=unlisted
+        )
 
     async def put(
         self,
@@ -234,7 +250,9 @@ class PoolStore:
     def look(self, key: str) -> ObjectMeta | None:
         """What the object's file says now; None: there is none. Blocking."""
         try:
-            return self._look(key).meta
+            descriptor, trailer = self._open_once(key)
+            os.close(descriptor)
+            return trailer.meta
         except (ObjectNotFound, CorruptObject):
             return None
 
@@ -247,21 +265,46 @@ class PoolStore:
         with disk_errors(f"{self.bucket}/{key}"):
             rewrite(self.path(key), self.directory / _TEMPORARY / secrets.token_hex(8), content)
 
+    def put_whole(
+        self,
+        key: str,
+        body: bytes | bytearray | memoryview,
+        *,
+        user: Mapping[str, str],
+        conditions: Conditions,
+        checksum: str | None,
+        done: Callable[[Stored | None, BaseException | None], None],
+    ) -> bool:
+        """See `core.sources.PutWhole`."""
+        hasher = Hasher()
+        hasher.update(body)
+        is_right = checksum is None or checksum == f"xxh3:{hasher.checksum}"
+        if not is_right or self.is_removed or not self._locks.take_nowait(key):
+            return False
+        changing = self._kept.changing(key)
+        changing.__enter__()
+
+        def end(write: SmallWrite, error: BaseException | None) -> None:
+            changing.__exit__(None, None, None)
+            self._locks.release(key)
+            is_stored = error is None and write.is_logged
+            done(Stored(write.meta, created=write.is_new) if is_stored else None, error)
+
+        self._groups().add(self._small_write(key, body, self._trailer(key, hasher, dict(user)), conditions, end))
+        return True
+
     async def _replace(self, upload: PoolUpload, key: str, user: dict[str, str], conditions: Conditions) -> Stored:
         async with self._locks.hold(key):
             self._check_there()
-            if upload.is_held and self.is_durable:
-                # The log tells what was on its way; what it cannot take is noted then.
-                with self._kept.changing(key):
-                    return await self._commit_small(upload, key, user, conditions)
+            if upload.is_held:
+                stored = await self._log(upload, key, user, conditions)
+                if stored is not None:
+                    return stored
             await self._settle(key)
             note = self._journal.note(self.identity, key)
             try:
                 with self._kept.changing(key):
-                    if upload.is_held:
-                        stored = await self._commit_small(upload, key, user, conditions)
-                    else:
-                        stored = await self._commit_large(upload, key, user, conditions, note)
+                    stored = await self._commit_large(upload, key, user, conditions, note)
             except ShardmillError:
                 # What could not be undone stands there: the note stays, and the next start tells the index.
                 if not upload.has_replaced:
@@ -270,11 +313,31 @@ class PoolStore:
             self._journal.done(note)
             return stored
 
-    async def _commit_small(self, upload: PoolUpload, key: str, user: dict[str, str], conditions: Conditions) -> Stored:
-        write = _SmallWrite(self, upload, key, user, conditions, self._index())
-        await self._groups().commit(write)
-        assert write.stored is not None
-        return write.stored
+    async def _log(self, upload: PoolUpload, key: str, user: dict[str, str], conditions: Conditions) -> Stored | None:
+        """Store a small object by the log alone; None: it cannot take it."""
+        ended: asyncio.Future[SmallWrite] = asyncio.get_running_loop().create_future()
+
+        def end(write: SmallWrite, error: BaseException | None) -> None:
+            if error is None:
+                ended.set_result(write)
+            else:
+                ended.set_exception(error)
+
+        trailer = self._trailer(key, upload.hasher, user)
+        with self._kept.changing(key):
+            self._groups().add(self._small_write(key, upload.held, trailer, conditions, end))
+            write = await ended
+        return Stored(write.meta, created=write.is_new) if write.is_logged else None
+
+    def _small_write(
+        self,
+        key: str,
+        body: bytes | bytearray | memoryview,
+        trailer: Trailer,
+        conditions: Conditions,
+        done: Callable[[SmallWrite, BaseException | None], None],
+    ) -> SmallWrite:
+        return SmallWrite(self, key, trailer.meta, b"".join((body, pack(trailer))), conditions, done)
 
     async def _commit_large(
         self, upload: PoolUpload, key: str, user: dict[str, str], conditions: Conditions, note: Generation
@@ -300,54 +363,48 @@ class PoolStore:
         """What the log has of a key must not be taken for newer than what is about to be written without it."""
         groups = self._groups()
         if groups.has(self.identity, key):
-            await groups.settle(self.identity, key, self.path(key))
+            await groups.settle(self, key)
 
     async def _remove(self, key: str, conditions: Conditions) -> None:
         async with self._locks.hold(key):
             self._check_there()
-            etag, modified = await self._in_thread(self._removable, key)
+            etag, modified = await self._removable(key)
             if conditions.judge_write(etag, modified) == "failed":
                 raise PreconditionFailed(f"{self.bucket}/{key} does not meet the conditions; it is unchanged")
-            await self._settle(key)
             note = self._journal.note(self.identity, key)
             try:
                 with self._kept.changing(key):
-                    await self._in_thread(self._unlink, key, note)
+                    await self._remove_stored(key, note)
             except ShardmillError:
                 self._journal.done(note)
                 raise
             # If this fails, the note stays: the next start takes the entry out, if no change does before.
             await self._index().remove(self.identity, key)
-            if self.is_durable:
-                await self._in_thread(self._sync, key)
             self._journal.done(note)
+
+    async def _remove_stored(self, key: str, note: Generation) -> None:
+        if self.is_durable:
+            await self._in_thread(self._sync_note, note)
+        groups = self._groups()
+        if groups.find(self.identity, key) is not None and await groups.remove(self, key):
+            return
+        await self._settle(key)
+        await self._in_thread(self._unlink, key)
 
     def _check_there(self) -> None:
         if self.is_removed:
             raise BucketNotFound(f"bucket {self.bucket} was removed")
 
-    def _removable(self, key: str) -> tuple[str | None, float]:
+    async def _removable(self, key: str) -> tuple[str | None, float]:
         """ETag and time of what is there; an object whose file is torn can be removed too."""
         try:
-            trailer = self._look(key)
+            meta = await self.head(key)
         except CorruptObject:
             return None, 0.0
-        return trailer.meta.etag, trailer.modified
+        return meta.etag, meta.modified
 
-    def write(
-        self, upload: PoolUpload, key: str, user: dict[str, str], conditions: Conditions
-    ) -> tuple[Stored, bytes | bytearray]:
-        """Judge the conditions and write what stands behind the bytes; blocking.
-
-        Returns:
-            What the commit will do, and what was written.
-        """
-        current = self.look(key)
-        etag, modified = (current.etag, current.modified) if current else (None, None)
-        if conditions.judge_write(etag, modified) == "failed":
-            raise PreconditionFailed(f"{self.bucket}/{key} does not meet the conditions; it is unchanged")
-        hasher = upload.hasher
-        trailer = Trailer(
+    def _trailer(self, key: str, hasher: Hasher, user: dict[str, str]) -> Trailer:
+        return Trailer(
             str(self.bucket),
             key,
             hasher.size,
@@ -357,9 +414,44 @@ class PoolStore:
             time.time(),
             user,
         )
+
+    def write(self, upload: PoolUpload, key: str, user: dict[str, str], conditions: Conditions) -> Stored:
+        """Judge the conditions and write what stands behind the bytes; blocking. Returns what the commit will do."""
+        current = self.look(key)
+        etag, modified = (current.etag, current.modified) if current else (None, None)
+        if conditions.judge_write(etag, modified) == "failed":
+            raise PreconditionFailed(f"{self.bucket}/{key} does not meet the conditions; it is unchanged")
+        trailer = self._trailer(key, upload.hasher, user)
         with disk_errors(f"{self.bucket}/{key}"):
-            content = upload.end(pack(trailer))
-        return Stored(trailer.meta, created=current is None), content
+            upload.end(pack(trailer))
+        return Stored(trailer.meta, created=current is None)
+
+    # What the log asks for; see `groups.Owner`.
+
+    def look_up(self, key: str) -> ObjectMeta | None:
+        return self.look(key) if self._index().may_have(self.identity, key) else None
+
+    def make_file(self, key: str, content: bytes) -> None:
+        with disk_errors(f"{self.bucket}/{key}"):
+            make(self.path(key), self.directory / _TEMPORARY / secrets.token_hex(8), content)
+
+    def remove_file(self, key: str) -> None:
+        path = self.path(key)
+        with disk_errors(f"{self.bucket}/{key}"), contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+            if self.is_durable:
+                sync_directory(path.parent)
+
+    def sync_file(self, key: str) -> None:
+        if not self.is_durable:
+            return
+        path = self.path(key)
+        with contextlib.suppress(FileNotFoundError):
+            with disk_errors(f"{self.bucket}/{key}"):
+                sync_file(path)
+            self.make_folder(path.parent)
+            with disk_errors(f"{self.bucket}/{key}"):
+                sync_directory(path.parent)
 
     def make_folder(self, folder: Path) -> None:
         """Of objects; blocking."""
@@ -373,7 +465,7 @@ class PoolStore:
     def _commit(
         self, upload: PoolUpload, key: str, user: dict[str, str], conditions: Conditions, note: Generation
     ) -> Stored:
-        stored, _ = self.write(upload, key, user, conditions)
+        stored = self.write(upload, key, user, conditions)
         path = self.path(key)
         self.make_folder(path.parent)
         with disk_errors(f"{self.bucket}/{key}"):
@@ -395,20 +487,47 @@ class PoolStore:
                 with contextlib.suppress(FileNotFoundError):
                     sync_directory(path.parent)
 
-    def _unlink(self, key: str, note: Generation) -> None:
+    def _sync_note(self, note: Generation) -> None:
+        with disk_errors(str(self.bucket)):
+            note.sync()
+
+    def _unlink(self, key: str) -> None:
         with disk_errors(f"{self.bucket}/{key}"):
-            if self.is_durable:
-                note.sync()
             try:
                 os.unlink(self.path(key))
             except FileNotFoundError:
                 raise ObjectNotFound(f"no object {self.bucket}/{key}") from None
+            if self.is_durable:
+                sync_directory(self.path(key).parent)
 
-    def _sync(self, key: str) -> None:
-        with disk_errors(f"{self.bucket}/{key}"):
-            sync_directory(self.path(key).parent)
+    def _open_logged(self, logged: Logged) -> tuple[int, Trailer]:
+        try:
+            self._groups().make_file(logged)
+        except ShardmillError as error:
+            logger.warning("an object is read from the log: %s", error)
+            return self._open_content(logged)
+        return self._open(logged.key)
+
+    def _open_content(self, logged: Logged) -> tuple[int, Trailer]:
+        """The disk cannot take its file now."""
+        with disk_errors(f"{self.bucket}/{logged.key}"):
+            descriptor = os.memfd_create("logged", os.MFD_CLOEXEC)
+            try:
+                write_all(descriptor, logged.content())
+                return descriptor, read_trailer(descriptor)
+            except BaseException:
+                os.close(descriptor)
+                raise
 
     def _open(self, key: str) -> tuple[int, Trailer]:
+        try:
+            return self._open_once(key)
+        except CorruptObject:
+            # It may have been met while it was being made of what is logged.
+            self._groups().wait_made()
+            return self._open_once(key)
+
+    def _open_once(self, key: str) -> tuple[int, Trailer]:
         try:
             descriptor = os.open(self.path(key), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -438,66 +557,3 @@ class PoolStore:
 
     async def _in_thread(self, call: Callable[..., Value], *arguments: object) -> Value:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
-
-
-class _SmallWrite:
-    """See `groups.SmallWrite`."""
-
-    def __init__(
-        self,
-        pool: PoolStore,
-        upload: PoolUpload,
-        key: str,
-        user: dict[str, str],
-        conditions: Conditions,
-        index: Index,
-    ) -> None:
-        self.key = key
-        self.store = pool.identity
-        self.index = index
-        self.is_durable = pool.is_durable
-        self.path = pool.path(key)
-        self.stored: Stored | None = None
-        self._pool = pool
-        self._upload = upload
-        self._user = user
-        self._conditions = conditions
-        self._label = f"{pool.bucket}/{key}"
-        self._note: Generation | None = None
-
-    @property
-    def meta(self) -> ObjectMeta:
-        assert self.stored is not None
-        return self.stored.meta
-
-    def write(self) -> bytes | bytearray:
-        self.stored, content = self._pool.write(self._upload, self.key, self._user, self._conditions)
-        return content
-
-    def note(self) -> None:
-        self._note = self._pool.note(self.key)
-
-    def sync(self) -> None:
-        if self._note is not None:
-            self._note.sync()
-        with disk_errors(self._label):
-            self._upload.sync()
-
-    def publish(self) -> None:
-        self._pool.make_folder(self.path.parent)
-        with disk_errors(self._label):
-            self._upload.replace(self.path)
-
-    def restore(self) -> None:
-        # If this fails, the note stays: the next start tells the index what stands there.
-        note, self._note = self._note, None
-        with disk_errors(self._label):
-            self._upload.restore(self.path)
-        self._note = note
-
-    def close(self) -> None:
-        """The upload is over; what has failed is discarded by whoever began it."""
-        if self._note is not None:
-            self._pool.forget_note(self._note)
-        with disk_errors(self._label):
-            self._upload.close()

@@ -19,9 +19,9 @@ class PoolUpload:
         """Where the object that is replaced keeps a name until the commit is through."""
         self._state: Literal["new", "over_nothing", "over_kept", "over_lost"] = "new"
         self._label = label
-        self._held: bytes | bytearray = b""
+        self.held: bytes | bytearray = b""
+        """All of a small one, while `is_held`."""
         self.is_held = False
-        """It is a small one: all of it is in memory."""
         self._is_reserved = False
         self._descriptor: int | None = None
 
@@ -44,27 +44,25 @@ class PoolUpload:
                 self._is_reserved = True
                 reserve(self._descriptor, size)
 
-    def append(self, data: bytes | bytearray) -> None:
+    def append(self, data: bytes | bytearray | memoryview) -> None:
         assert self._descriptor is not None
         with disk_errors(self._label):
             self.hasher.update(data)
             write_all(self._descriptor, data)
 
     def hold(self, data: bytes | bytearray) -> None:
-        self._held = data
+        self.held = data
         self.is_held = True
 
-    def end(self, trailer: bytes) -> bytes | bytearray:
-        """Write the trailer, and before it what is held; returns what was written."""
+    def end(self, trailer: bytes) -> None:
+        """Write the trailer, and before it what is held."""
         if self._descriptor is None:
             self.begin(None)
         assert self._descriptor is not None
-        written = self._held + trailer
-        write_all(self._descriptor, written)
+        write_all(self._descriptor, self.held + trailer)
         if self._is_reserved:
             # What was reserved beyond the end would stand behind the trailer.
             os.ftruncate(self._descriptor, self.hasher.size + len(trailer))
-        return written
 
     def sync(self) -> None:
         """Make the bytes durable."""

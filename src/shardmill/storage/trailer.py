@@ -79,14 +79,15 @@ class Hasher:
         return self._whole.hexdigest()
 
     def blocks(self) -> bytes:
-        """Hashes of all blocks; no more data may follow."""
-        if self.size % BLOCK:
-            self._end_block()
-        return bytes(self._blocks)
+        """Hashes of all blocks of what has passed."""
+        return bytes(self._blocks) + (self._digest() if self.size % BLOCK else b"")
 
     def _end_block(self) -> None:
-        self._blocks += self._block.intdigest().to_bytes(8, "little")
+        self._blocks += self._digest()
         self._block.reset()
+
+    def _digest(self) -> bytes:
+        return self._block.intdigest().to_bytes(8, "little")
 
 
 def pack(trailer: Trailer) -> bytes:

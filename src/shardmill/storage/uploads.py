@@ -22,7 +22,7 @@ class Upload(Protocol):
 
     def begin(self, size: int | None) -> None: ...
 
-    def append(self, data: bytes | bytearray) -> None: ...
+    def append(self, data: bytes | bytearray | memoryview) -> None: ...
 
     def hold(self, data: bytes | bytearray) -> None:
         """The whole of a small body, hashed; the commit begins, and writes it."""
@@ -47,7 +47,7 @@ async def receive(
     async def begin() -> None:
         await loop.run_in_executor(threads, upload.begin, size)
 
-    async def append(data: bytearray) -> None:
+    async def append(data: bytes | bytearray | memoryview) -> None:
         await loop.run_in_executor(threads, upload.append, data)
 
     is_begun = size is not None and size > SMALL
@@ -55,9 +55,13 @@ async def receive(
         await finish(begin())
     pending = bytearray()
     async for data in body:
-        pending += data
-        if size is not None and upload.hasher.size + len(pending) > size:
+        if size is not None and upload.hasher.size + len(pending) + len(data) > size:
             raise BadRequest(f"the body is longer than the {size} bytes announced; nothing was stored")
+        if is_begun and not pending and len(data) >= BLOCK:
+            # It stays as it is until the next piece is asked for.
+            await finish(append(data))
+            continue
+        pending += data
         if not is_begun and len(pending) > SMALL:
             is_begun = True
             await finish(begin())
