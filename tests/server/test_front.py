@@ -201,6 +201,7 @@ def requests(draw: st.DrawFn) -> tuple[bytes, bool]:
 @example(
     drawn=(b"GET /t/ais/pool/MADE,seed=7~good.tar HTTP/1.1\r\nHost: localhost\r\nIf-None-Match: THEIRS\r\n\r\n", False)
 )
+@example(drawn=(b"GET /o/ais/pool/small HTTP/1.1\r\nHost: localhost\r\nUser-Agent: a\r\nUser-Agent: b\r\n\r\n", False))
 @example(drawn=(b"HEAD /o/gs/files/a.tar HTTP/1.1\r\nHost: localhost\r\n\r\n", True))
 @example(
     drawn=(b"GET /o/gs/files/a.tar?member=last.bin HTTP/1.1\r\nHost: localhost\r\nIf-None-Match: *\r\n\r\n", False)

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from shardmill.server.front.connection import Ending, FrontConnection
+from shardmill.server.front.connection import FrontConnection
 from shardmill.server.front.desk import Desk
 from shardmill.server.front.ears import Ears
 from shardmill.server.front.plans import Plan
+from shardmill.server.front.storing import Ending
 from shardmill.testing.node import running_node
 from tests.server.wire import Wire, in_chunks, request, wait_for
 

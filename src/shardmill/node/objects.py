@@ -1,6 +1,6 @@
 """What a node does with a request for objects and buckets: access first, then the bucket's store."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Protocol
 
 from shardmill.core.api import BucketInfo
@@ -9,7 +9,7 @@ from shardmill.core.errors import BucketNotFound, ObjectNotFound, PreconditionFa
 from shardmill.core.kept import KeepObject, Kept
 from shardmill.core.meta import ListPage, ObjectMeta
 from shardmill.core.refs import Bucket, ObjectRef
-from shardmill.core.sources import PutResult, ReadStore, Source, WriteStore
+from shardmill.core.sources import PutResult, PutWhole, ReadStore, Source, WriteStore
 from shardmill.node.access import Access, Action, Principal
 
 MAX_PAGE = 1000  # entries of one listing page
@@ -168,6 +168,24 @@ class Objects:
         self._access.check(principal, "write", ref.bucket)
         store = self._buckets.writable(ref.bucket)
         return await store.put(ref.key, body, size=size, user=user, conditions=conditions, checksum=checksum)
+
+    def put_whole(
+        self,
+        principal: Principal,
+        ref: ObjectRef,
+        body: bytes,
+        *,
+        user: Mapping[str, str],
+        conditions: Conditions,
+        checksum: str | None,
+        done: Callable[[PutResult | None, BaseException | None], None],
+    ) -> bool:
+        """Store one object in one step, if its bucket can; see `core.sources.PutWhole`."""
+        self._access.check(principal, "write", ref.bucket)
+        store = self._buckets.writable(ref.bucket)
+        return isinstance(store, PutWhole) and store.put_whole(
+            ref.key, body, user=user, conditions=conditions, checksum=checksum, done=done
+        )
 
     async def delete(self, principal: Principal, ref: ObjectRef, *, conditions: Conditions) -> None:
         """Remove one object."""

@@ -55,7 +55,16 @@ class App:
         self.is_draining = False
         """No new work is begun; what is going on may finish."""
         self.desk = (
-            Desk(node.objects, node.shards, node.finished, self._rules, settings, threads, self._metrics.front)
+            Desk(
+                node.objects,
+                node.shards,
+                node.finished,
+                self._rules,
+                settings,
+                threads,
+                self._metrics.front,
+                node.config.storage.max_object,
+            )
             if settings.front == "on"
             else None
         )

@@ -20,8 +20,9 @@ from aiohttp.web_protocol import RequestHandler
 from shardmill.config import ServerSettings
 from shardmill.core.errors import BadRequest, MethodNotAllowed, ServerError, ShardmillError
 from shardmill.server.errors import Cut, Stalled, error_answer
-from shardmill.server.front.connection import Ending, FrontConnection
+from shardmill.server.front.connection import FrontConnection
 from shardmill.server.front.desk import Desk
+from shardmill.server.front.storing import Ending
 from shardmill.server.patience import count_untaken
 
 logger = logging.getLogger(__name__)
@@ -244,10 +245,11 @@ class Listener(web.Server):
 
     def take_back(self, connection: Connection, transport: asyncio.Transport, data: bytes) -> bool:
         """The front goes on with a connection that begins to ask for plain reads; False: it does not."""
-        if self._desk is None or self._desk.next_plan(data, 0) is None:
+        desk = self._desk
+        if desk is None or (desk.next_plan(data, 0) is None and desk.uploads.next_upload(data) is None):
             return False
         connection.leave()
-        self._go_on(FrontConnection(self, self._desk), transport, data)
+        self._go_on(FrontConnection(self, desk), transport, data)
         return True
 
     @staticmethod

@@ -77,11 +77,13 @@ class Metrics:
         for counted in self._going_on.values():
             self._count_bytes(counted, counted.call.sent)
         for route, tally in self.front.items():
-            statuses, sent = tally.take()
+            statuses, sent, received = tally.take()
             for status, count in statuses.items():
                 self._requests.labels(route, status).inc(count)
             if sent:
                 self._bytes.labels(route, "out").inc(sent)
+            if received:
+                self._bytes.labels(route, "in").inc(received)
         return generate_latest(self._registry)
 
     def _count_bytes(self, counted: "_Counted", sent: int) -> None:

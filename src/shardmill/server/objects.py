@@ -95,7 +95,7 @@ class ObjectFace:
         if size is None and "chunked" not in headers.get("Transfer-Encoding", "").lower():
             # Neither a length nor chunks: an empty body (RFC 9112 §6.3).
             size = 0
-        checksum = _checksum(headers.get(CHECKSUM))
+        checksum = parse_checksum(headers.get(CHECKSUM))
         user = _user_metadata(call)
         conditions = Conditions.parse(headers)
         await self._objects.check_put(call.principal, ref, conditions)
@@ -171,7 +171,8 @@ def content_type(key: str) -> str:
     return _TYPES.get(suffix) or mimetypes.types_map.get(suffix, "application/octet-stream")
 
 
-def _checksum(header: str | None) -> str | None:
+def parse_checksum(header: str | None) -> str | None:
+    """What the bytes of a PUT have to have; raises BadRequest."""
     if header is None:
         return None
     kind, _, digits = header.partition(":")

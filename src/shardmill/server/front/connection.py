@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import Callable, Coroutine
 from time import monotonic
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from shardmill.core.errors import ShardmillError
 from shardmill.core.kept import Kept
@@ -18,6 +18,7 @@ from shardmill.server.front.bodies import SLICE, TAIL, FileBody, limit_send_buff
 from shardmill.server.front.desk import COPIED, SMALL, Desk
 from shardmill.server.front.framed_bodies import FramedBody, send_framed_blocks
 from shardmill.server.front.plans import Plan, Ready
+from shardmill.server.front.storing import Ending, StoringConnection
 from shardmill.server.patience import count_untaken
 
 logger = logging.getLogger(__name__)
@@ -27,8 +28,6 @@ MIDDLE = 16 << 10  # bytes of a body from which on the size of the send buffer c
 STAYS = 0.5  # seconds that bytes just seen in memory are not looked for again
 TOGETHER = 72 << 10  # bytes of a body from which on its head does not leave before it; a little more than a segment
 AT_ONCE = 32  # requests of one peer, sent together, before others have their turn
-
-Ending = Literal["kept", "closed", "handed_over"]
 
 
 class Lobby(Protocol):
@@ -49,26 +48,19 @@ class Lobby(Protocol):
         ...
 
 
-class FrontConnection(asyncio.BufferedProtocol):
+class FrontConnection(StoringConnection):
     """One peer. What it sends is received into one buffer for all, which costs less than a new one each time."""
 
     __slots__ = (
-        "_descriptor",
-        "_desk",
         "_drained",
         "_is_full",
         "_is_heard",
         "_is_limited",
         "_lobby",
-        "_pending",
         "_progress",
         "_socket",
-        "_transport",
         "_work",
-        "_written",
-        "has_asked",
         "is_ended",
-        "waiting_since",
     )
 
     def __init__(self, lobby: Lobby, desk: Desk) -> None:
@@ -88,6 +80,8 @@ class FrontConnection(asyncio.BufferedProtocol):
         self._is_full = False
         """The transport wants nothing more for now."""
         self._drained: asyncio.Future[None] | None = None
+        self._is_storing = False
+        """What was sent is being stored."""
         self._is_limited = False
         """Its send buffer was looked at."""
         self.is_ended = False
@@ -104,7 +98,7 @@ class FrontConnection(asyncio.BufferedProtocol):
     @property
     def is_serving(self) -> bool:
         """A request is in work, or an answer is not taken."""
-        return self._work is not None or self._is_full
+        return self._work is not None or self._is_full or self._is_storing
 
     # What the transport tells.
 
@@ -133,7 +127,7 @@ class FrontConnection(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         self._is_full = False
         self._wake()
-        if self._work is None:
+        if self._work is None and not self._is_storing:
             self._lobby.finished_one()
             self._go_on()
 
@@ -151,7 +145,7 @@ class FrontConnection(asyncio.BufferedProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes came, or another protocol got them."""
-        if self._work is None and not self._is_full and not self._pending:
+        if not self.is_serving and not self._pending:
             self._take(data)
             return
         self._pending += data
@@ -251,7 +245,7 @@ class FrontConnection(asyncio.BufferedProtocol):
         while start < len(data):
             if transport is None or transport.is_closing():
                 return
-            if self._work is not None or self._is_full or number == AT_ONCE:
+            if self.is_serving or number == AT_ONCE:
                 self._pending = data[start:] + self._pending
                 self._pause()
                 if number == AT_ONCE and not self.is_serving:
@@ -259,11 +253,16 @@ class FrontConnection(asyncio.BufferedProtocol):
                 return
             plan = desk.next_plan(data, start)
             if plan is None:
-                self._hand_over(data[start:] if start else data)
+                data = data[start:] if start else data
+                if not self._begin_upload(data, transport):
+                    self._hand_over(data)
                 return
             start += len(plan.head)
             number += 1
             self._answer(plan, transport)
+
+    def _finished(self) -> None:
+        self._lobby.finished_one()
 
     def _go_on(self) -> None:
         """Nothing is in work any more: on with what came meanwhile."""

@@ -25,6 +25,7 @@ from shardmill.server.front.ears import Ears
 from shardmill.server.front.gate import Gate
 from shardmill.server.front.plans import Plan, Ready
 from shardmill.server.front.residency import Residency
+from shardmill.server.front.uploads import Upload, Uploads
 from shardmill.server.security import HostRules
 from shardmill.telemetry import logs
 
@@ -46,14 +47,15 @@ class Tally:
 
     statuses: dict[str, int] = field(default_factory=dict)
     sent: int = 0
+    received: int = 0
 
     def count(self, status: str) -> None:
         self.statuses[status] = self.statuses.get(status, 0) + 1
 
-    def take(self) -> tuple[dict[str, int], int]:
+    def take(self) -> tuple[dict[str, int], int, int]:
         """What came since the last time."""
-        taken = self.statuses, self.sent
-        self.statuses, self.sent = {}, 0
+        taken = self.statuses, self.sent, self.received
+        self.statuses, self.sent, self.received = {}, 0, 0
         return taken
 
 
@@ -62,6 +64,7 @@ class Desk:
 
     Args:
         threads: The senders'.
+        max_object: Bytes.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Desk:
         settings: ServerSettings,
         threads: ThreadPoolExecutor,
         tallies: Mapping[str, Tally],
+        max_object: int,
     ) -> None:
         self.objects = objects
         self.finished = finished
@@ -83,6 +87,7 @@ class Desk:
         self.tallies = tallies
         """By route."""
         self.gate = Gate(rules)
+        self.uploads = Uploads(objects, rules, max_object, settings.body_timeout)
         self.ears = Ears(asyncio.get_running_loop())
         self.ids = RequestIds()
         self.clock = Clock()
@@ -196,10 +201,10 @@ class Desk:
         return view
 
     def log(
-        self, plan: Plan, request_id: bytes, status: str, sent: int, seconds: float, why: str | None = None
+        self, plan: Plan | Upload, request_id: bytes, status: str, sent: int, seconds: float, why: str | None = None
     ) -> None:
         """The line of one request."""
-        is_quiet = status in ("200", "206", "304")
+        is_quiet = status in ("200", "201", "206", "304")
         if is_quiet and not self.is_verbose:
             return
         token = logs.request_id.set(request_id.decode())

@@ -25,7 +25,7 @@ _END = b"\r\n\r\n"
 _REQUEST = re.compile(
     rb"(GET|HEAD) (/[ot]/[A-Za-z0-9/._~%!$&'()*+,;=:@-]+)(?:\?(member=[A-Za-z0-9/._~%:@,-]+))? HTTP/1\.1"
 )
-_FIELD = re.compile(rb"([A-Za-z0-9-]{1,64}): ?([!-~]|[!-~][ -~]*[!-~])")
+FIELD = re.compile(rb"([A-Za-z0-9-]{1,64}): ?([!-~]|[!-~][ -~]*[!-~])")
 
 _JUDGED = {
     name.lower(): name
@@ -41,7 +41,7 @@ _JUDGED = {
     )
 }
 """What decides an answer."""
-_HARMLESS = frozenset(
+HARMLESS = frozenset(
     [
         "accept",
         "accept-charset",
@@ -134,7 +134,7 @@ def _fields(lines: list[bytes]) -> dict[str, str] | None:
     found: dict[str, str] = {}
     seen: set[str] = set()
     for line in lines:
-        field = _FIELD.fullmatch(line)
+        field = FIELD.fullmatch(line)
         if field is None:
             return None
         name = field[1].decode("ascii").lower()
@@ -144,7 +144,7 @@ def _fields(lines: list[bytes]) -> dict[str, str] | None:
         judged = _JUDGED.get(name)
         if judged is not None:
             found[judged] = field[2].decode("ascii")
-        elif name not in _HARMLESS:
+        elif name not in HARMLESS:
             return None
     return found
 
