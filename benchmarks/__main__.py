@@ -101,7 +101,7 @@ def _measure(name: str, arguments: argparse.Namespace, scratch: Path) -> list[Ro
         return [*serving.measure(torchvision, rounds), *serving.measure_rates(pillow, rounds)]
     measure: dict[str, Callable[[Setting], list[Row]]] = {
         "transforms": lambda setting: transforms.measure(setting, rounds),
-        "sharing": lambda setting: sharing.measure(setting, rounds),
+        "sharing": lambda setting: sharing.measure(setting, rounds, arguments.peers),
         "workers": lambda setting: starting.measure(setting, scratch, rounds),
     }
     return [row for setting in transforms.settings_for(shards, arguments.peers) for row in measure[name](setting)]

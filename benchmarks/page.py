@@ -54,7 +54,14 @@ TITLES = {
     ),
     "sharing": (
         "Readers of one URL, and finished results",
-        "Of the client-side pipelines one is run, and its CPU, with the node's for the stored shard, counted for each.",
+        "CPU is that of everybody who takes part: node and workers, curls, pipelines with what they start. A "
+        "*WebDataset pipeline* reads the stored shard from the same node, decodes it as `pil` and maps the "
+        "function; all run at once, as the readers do. It is what a reader would run without transforms in the "
+        "store, so the target is held to it. A *thin loop* is what no reader runs: `tarfile`, Pillow and the "
+        "function, with no more than these shards need; one is run, alone, and counted for each. Readers by curl "
+        "are given tars, as any HTTP client is, and pipelines have arrays; the row with WebDataset on both sides "
+        "has arrays on both. Figures of *client-side pipelines* are older ones: WebDataset's with torchvision, thin "
+        "loops with Pillow and numpy, one run alone and counted for each.",
     ),
     "ahead": (
         "Lists that were announced",
@@ -267,6 +274,7 @@ def describe_peers(name: str) -> str:
     """Versions, from the locks, of what a section compares with."""
     wanted = {
         "serving": ("aistore", "webdataset", "torch", "torchvision", "pillow"),
+        "sharing": ("webdataset", "torchvision", "pillow"),
         "client": ("requests", "httpx", "urllib3"),
         "remote": ("moto", "obstore"),
         "loading": ("webdataset", "spdl", "litdata", "tensorflow-cpu", "torch", "torchvision", "pillow"),

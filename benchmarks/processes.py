@@ -24,11 +24,19 @@ class Spoken:
     def pid(self) -> int:
         return self._process.pid
 
-    def ask(self) -> list[str]:
+    def ask(self, what: str = "go") -> list[str]:
         """Have it do its work once."""
+        self.tell(what)
+        return self.hear()
+
+    def tell(self, what: str) -> None:
+        """Have it begin."""
         assert self._process.stdin is not None
-        self._process.stdin.write("go\n")
+        self._process.stdin.write(f"{what}\n")
         self._process.stdin.flush()
+
+    def hear(self) -> list[str]:
+        """Return when it has done what it was told to."""
         return self._line().split()
 
     def _line(self) -> str:

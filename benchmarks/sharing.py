@@ -6,17 +6,19 @@ import os
 import subprocess
 import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
-from benchmarks.processes import cpu_of
-from benchmarks.table import Row, Samples, wait_quiet
+from benchmarks.processes import Spoken, cpu_of, spoken
+from benchmarks.table import Row, Samples, ratio_of, wait_quiet
 from benchmarks.transforms import HERE, Setting
 from shardmill import Client
 from shardmill.testing.node import RunningNode, running_node
 
 BUCKET = "gs://bench"
 READERS = 4
+READS = 3  # of a shard a round: the kernel counts CPU in steps of 10 ms
 
 
 class Shared:
@@ -68,17 +70,18 @@ def _stalled(url: str) -> Iterator[None]:
         connection.close()
 
 
-def _children_cpu() -> float:
-    times = os.times()
-    return times.children_user + times.children_system
+def measure(setting: Setting, rounds: int, webdataset: Path | None) -> list[Row]:
+    """All of it, rounds interleaved.
 
-
-def measure(setting: Setting, rounds: int) -> list[Row]:
-    """All of it, rounds interleaved."""
+    Args:
+        setting: The function, and where it runs.
+        rounds: Of the table.
+        webdataset: An interpreter that has it, and what the function imports.
+    """
     with _shared(setting) as shared:
         _read(shared.fresh())
         rows = _with_a_stalled_one(shared, rounds)
-        rows.append(_cost_of_readers(shared, setting, rounds))
+        rows += _cost_of_readers(shared, setting, rounds, webdataset)
         rows += _finished(shared, rounds)
     return [replace(row, what=f"{setting.name}: {row.what}") for row in rows]
 
@@ -96,35 +99,59 @@ def _with_a_stalled_one(shared: Shared, rounds: int) -> list[Row]:
     return [Row("three readers of one URL beside a stalled one, of their rate without it", ratios, "", at_least=0.8)]
 
 
-def _cost_of_readers(shared: Shared, setting: Setting, rounds: int) -> Row:
-    """CPU of node, workers and curls, of that of client-side pipelines with the node's part in them."""
-    ratios = Samples()
-    pipeline = [str(setting.python), str(HERE / "pipeline.py"), setting.target]
+def _cost_of_readers(shared: Shared, setting: Setting, rounds: int, webdataset: Path | None) -> list[Row]:
+    """CPU of everybody who takes part, the node's as well: readers of one URL beside readers who make it themselves."""
+    costs = {name: Samples() for name in ("curl", "made", "stock", "thin")}
     with contextlib.ExitStack() as stack:
-        process = stack.enter_context(
-            subprocess.Popen(pipeline, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        )
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        for _ in range(rounds + 1):
-            before, children = cpu_of(shared.node.pid), _children_cpu()
-            _read(shared.fresh(), READERS)
-            offloaded = cpu_of(shared.node.pid) - before + _children_cpu() - children
-            wait_quiet()
-            before = cpu_of(shared.node.pid)
-            process.stdin.write(f"{shared.plain}\n")
-            process.stdin.flush()
-            samples, seconds = process.stdout.readline().split()
-            single = float(seconds) + cpu_of(shared.node.pid) - before
-            wait_quiet()
-            assert int(samples) > 0
-            # Each of the readers would run a pipeline of its own.
-            ratios.add(offloaded / (READERS * single))
-        process.stdin.close()
-        process.wait()
-    what = f"CPU per delivered sample, {READERS} readers of one URL, of {READERS} client-side pipelines'"
-    return Row(what, Samples(ratios.values[1:]), "", at_most=0.3)
+
+        def start(way: str, python: Path, count: int) -> list[Spoken]:
+            command: list[str | os.PathLike[str]] = [python, HERE / "pipeline.py", way]
+            command += [setting.target] if way != "made" else []
+            return [stack.enter_context(spoken(command)) for _ in range(count)]
+
+        thin = start("thin", setting.python, 1)
+        stock = start("stock", webdataset, READERS) if webdataset is not None else []
+        made = start("made", webdataset, READERS) if webdataset is not None else []
+        for number in range(rounds + 1):
+            taken = {"curl": _cpu(shared, _read_by_curl, fresh=True)}
+            # Each of the readers would run one.
+            taken["thin"] = READERS * _cpu(shared, lambda url: _read_by(thin, url))
+            if stock:
+                taken["stock"] = _cpu(shared, lambda url: _read_by(stock, url))
+                taken["made"] = _cpu(shared, lambda url: _read_by(made, url), fresh=True)
+            # The first round warms.
+            for name, seconds in taken.items() if number else ():
+                costs[name].add(seconds)
+    many = f"{READERS} readers of one URL, of {READERS}"
+    rows = [Row(f"CPU per delivered sample, {many} thin loops'", ratio_of(costs["curl"], costs["thin"]), "")]
+    if stock:
+        what = f"CPU per delivered sample, {many} WebDataset pipelines'"
+        rows.insert(0, Row(what, ratio_of(costs["curl"], costs["stock"]), "", at_most=0.3))
+        what = f"CPU per sample, {READERS} WebDataset readers of one URL, of {READERS} WebDataset pipelines'"
+        rows.append(Row(what, ratio_of(costs["made"], costs["stock"]), ""))
+    return rows
+
+
+def _cpu(shared: Shared, read: Callable[[str], float], *, fresh: bool = False) -> float:
+    """CPU seconds of the node and of whoever reads a shard: as it is stored, or transformed."""
+    before, readers = cpu_of(shared.node.pid), 0.0
+    for _ in range(READS):
+        readers += read(shared.fresh() if fresh else shared.plain)
+        wait_quiet()
+    return cpu_of(shared.node.pid) - before + readers
+
+
+def _read_by_curl(url: str) -> float:
+    before = os.times()
+    _read(url, READERS)
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def _read_by(processes: list[Spoken], url: str) -> float:
+    for process in processes:
+        process.tell(url)
+    return sum(float(process.hear()[1]) for process in processes)
 
 
 def _finished(shared: Shared, rounds: int) -> list[Row]:

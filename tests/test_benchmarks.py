@@ -13,7 +13,7 @@ from typing import cast
 
 import pytest
 
-from benchmarks import ahead, client, idle, listing, loading, members, page, plane, serving
+from benchmarks import ahead, client, idle, listing, loading, members, page, plane, serving, sharing
 from benchmarks.processes import Spoken, children_of, cpu_of, private, spoken
 from benchmarks.table import Row, Samples, markdown, ratio_of
 from benchmarks.transforms import HERE, Setting, served
@@ -146,6 +146,29 @@ def test_a_node_that_is_measured_gives_every_sample_and_a_first_byte(shards: Pat
         node.first_byte(start=3)
         assert node.client.transforms.statistics(node.spec).samples == before + count_samples(paths[0]) - 3
         assert node.first_byte(leave=True) > 0
+
+
+def test_what_readers_cost_has_everybody_in_it_who_works_for_them(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "READERS", 2)
+    monkeypatch.setattr(sharing, "READS", 1)
+    paths = sorted(shards.glob("*train*.tar"))[:1]
+    setting = Setting("Pillow and numpy", f"{HERE / 'functions.py'}:crop", Path(sys.executable), (), paths)
+    rows = sharing.measure(setting, 1, None)
+    (cost,) = (row for row in rows if "CPU" in row.what)
+    assert cost.what.endswith("2 readers of one URL, of 2 thin loops'")
+    assert cost.is_met is None, "only WebDataset's pipelines are what it is held to"
+    assert cost.samples.values[0] > 0
+
+
+def test_a_thin_loop_calls_the_function_on_every_sample(shards: Path, tmp_path: Path) -> None:
+    (path,) = sorted(shards.glob("*train*.tar"))[:1]
+    (tmp_path / "functions.py").write_text("def count(sample):\n    assert sample['cls'] >= 0 and sample['jpg'].size\n")
+    with spoken([sys.executable, HERE / "pipeline.py", "thin", f"{tmp_path / 'functions.py'}:count"]) as loop:
+        samples, seconds = loop.ask(path.as_uri())
+    assert int(samples) == count_samples(path)
+    assert float(seconds) >= 0
 
 
 def count_samples(path: Path) -> int:
