@@ -54,7 +54,7 @@ def measure(directory: Path, rounds: int) -> list[Row]:
                 everything.add(time.perf_counter() - start)
         rows += [
             Row("all of them by the client", everything, "s", at_most=5),
-            Row("memory of the node behind that", Samples([resident(node.pid) / 1e6]), "MB", at_most=MEGABYTES),
+            Row("memory of the node after that", Samples([resident(node.pid) / 1e6]), "MB", at_most=MEGABYTES),
         ]
         with ThreadPoolExecutor(1) as threads:
             writing = threads.submit(_put, node, "more", range(KEYS))

@@ -148,7 +148,7 @@ def measure(directory: Path, rounds: int, nginx: Path | None = None, peer: str |
         rows += _by_wrk(servers, rounds)
         # What they hold after all this: files that are open, connections that were, buffers.
         rows += [
-            Row(f"memory of {name} behind it", Samples([proportional(servers[name].pid or 0) / 1e6]), "MB")
+            Row(f"memory after all these: {name}", Samples([proportional(servers[name].pid or 0) / 1e6]), "MB")
             for name in (OURS, ONE)
         ]
         colds = {ours.port: _stored(directory / "data"), theirs.port: files / "large"}
