@@ -10,7 +10,7 @@ import contextlib
 import os
 import secrets
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -202,20 +202,20 @@ def survivors(files: Sequence[LogFile]) -> Iterator[tuple[Key, bytes]]:
         yield key, file.read(place.start, place.length or 0)
 
 
-def make(path: Path, temporary: Path, content: bytes) -> None:
+def make(path: str, temporary: Callable[[], Path], content: bytes) -> None:
     """Make a file what was logged of it; not durable by itself, and while it goes on the file may be half there."""
     try:
         descriptor = _create(path)
     except FileExistsError:
-        _replace(path, temporary, content)
+        _replace(Path(path), temporary(), content)
         return
     except FileNotFoundError:
-        path.parent.mkdir(exist_ok=True)
+        Path(path).parent.mkdir(exist_ok=True)
         descriptor = _create(path)
     try:
         write_all(descriptor, content)
     except BaseException:
-        path.unlink(missing_ok=True)
+        os.unlink(path)
         raise
     finally:
         os.close(descriptor)
@@ -234,7 +234,7 @@ def rewrite(path: Path, temporary: Path, content: bytes) -> None:
     _replace(path, temporary, content)
 
 
-def _create(path: Path) -> int:
+def _create(path: str) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
 

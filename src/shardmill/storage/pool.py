@@ -160,6 +160,7 @@ class PoolStore:
         self.bucket = bucket
         self.identity = identity
         self.directory = directory
+        self._root = str(directory)
         self._index = index
         self._groups = groups
         self._journal = journal
@@ -433,7 +434,8 @@ class PoolStore:
 
     def make_file(self, key: str, content: bytes) -> None:
         with disk_errors(f"{self.bucket}/{key}"):
-            make(self.path(key), self.directory / _TEMPORARY / secrets.token_hex(8), content)
+            # Text: as paths these cost as much as the file.
+            make("/".join((self._root, *_folder_and_name(key))), self._temporary, content)
 
     def remove_file(self, key: str) -> None:
         path = self.path(key)
@@ -552,8 +554,15 @@ class PoolStore:
 
     def path(self, key: str) -> Path:
         """Of an object's file."""
-        name = blake2b(key.encode(), digest_size=20).hexdigest()
-        return self.directory / name[:2] / name[2:]
+        return self.directory.joinpath(*_folder_and_name(key))
+
+    def _temporary(self) -> Path:
+        return self.directory / _TEMPORARY / secrets.token_hex(8)
 
     async def _in_thread(self, call: Callable[..., Value], *arguments: object) -> Value:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
+
+
+def _folder_and_name(key: str) -> tuple[str, str]:
+    name = blake2b(key.encode(), digest_size=20).hexdigest()
+    return name[:2], name[2:]
