@@ -264,3 +264,35 @@ def test_who_waits_for_the_whole_is_told_when_it_cannot_be_kept() -> None:
         desk.close()
 
     run(story())
+
+
+def test_a_file_that_takes_no_more_while_a_batch_is_waited_for_gets_nothing_behind_a_gap() -> None:
+    """What its reader has passed meanwhile is not in the file, so that nothing behind it may be."""
+    chunks = [os.urandom(EDGE), os.urandom(EDGE), os.urandom(EDGE)]
+
+    async def story() -> None:
+        desk = Desk()
+        output = desk.output
+        try:
+            follower = output.follow()
+            for chunk in chunks:
+                desk.extend(chunk)
+            output.stop_spooling()
+            got = b""
+            for _ in range(2):
+                part = await follower.next()
+                assert part is not None
+                got += bytes_of(part)
+            taken = output.take_unspooled(1 << 30)
+            for held in taken:
+                os.write(desk.file.fileno(), held.chunk.data)
+            output.end_spooling(taken, is_written=True)
+            output.finish()
+            while (part := await follower.next()) is not None:
+                got += bytes_of(part)
+            assert got == b"".join(chunks)
+            follower.close()
+        finally:
+            desk.close()
+
+    run(story())

@@ -108,9 +108,12 @@ class RunOutput:
         self._notify()
 
     def take_unspooled(self, limit: int) -> list[_Held]:
-        """Chunks that are not in the file yet, pinned until `spooled_chunks`."""
+        """Chunks that are not in the file yet, pinned until `end_spooling`; none once the file takes no more."""
         taken: list[_Held] = []
         size = 0
+        if not self.is_spooling:
+            # Readers may have passed the first of them, which are in memory no more.
+            return taken
         for held in self._memory:
             if held.stop > self.spooled:
                 if taken and size + held.chunk.size > limit:
