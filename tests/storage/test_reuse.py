@@ -2,7 +2,11 @@
 
 import asyncio
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from shardmill.storage.results import ResultStore
 from shardmill.storage.reuse import WANTED_SECONDS, Unread
@@ -141,5 +145,46 @@ def test_a_file_that_was_taken_away_by_hand_is_missed_by_nobody(tmp_path: Path) 
             await put(store, "b", data)
             assert await get(store, "b") == data
             assert store.statistics().used == SIZE
+
+    asyncio.run(story())
+
+
+def test_a_result_that_comes_a_second_time_loses_its_file_to_nobody_while_it_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own readers may still be behind, and the file already stands where that of the first one stood."""
+
+    async def story() -> None:
+        async with ResultStore.open_directory(
+            tmp_path, capacity=1 << 20, most=100, scratch_seconds=600, unread=0
+        ) as store:
+            in_thread = store.in_thread
+            is_moved, may_return = asyncio.Event(), asyncio.Event()
+
+            async def slow_to_return(call: Callable[..., Any], *arguments: object) -> Any:
+                value = await in_thread(call, *arguments)
+                if call is os.rename:
+                    is_moved.set()
+                    await may_return.wait()
+                return value
+
+            data = os.urandom(SIZE)
+            second = await store.begin("twice")
+            await put(store, "twice", os.urandom(SIZE), is_scratch=True)
+            await second.append([data])
+            monkeypatch.setattr(store, "in_thread", slow_to_return)
+            publishing = asyncio.create_task(second.publish({}, is_scratch=True))
+            await is_moved.wait()
+            beginning = asyncio.create_task(store.begin("other"))
+            await asyncio.wait([beginning], timeout=0.2)
+            may_return.set()
+            await publishing
+            other = await beginning
+            await other.append([os.urandom(SIZE)])
+            assert os.pread(second.descriptor, SIZE, 0) == data
+            assert await get(store, "twice") == data
+            await other.abandon()
+            other.close()
+            second.close()
 
     asyncio.run(story())

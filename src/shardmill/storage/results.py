@@ -101,6 +101,8 @@ class ResultStore:
         self._lasting: OrderedDict[str, _Entry] = OrderedDict()
         """Both in order of use, so that the first to leave are found without looking at all."""
         self._unread = Unread(unread)
+        self._moving = asyncio.Lock()
+        """Held while a file gets the name of a result, or loses it to a spool."""
         self._verified = VerifiedBlocks()
         self._kept = 0
         self._spooling = 0
@@ -175,6 +177,13 @@ class ResultStore:
     async def begin(self, key: str) -> "ResultSpool":
         """See `core.sources.ResultFiles`."""
         path = self._directory / _TEMPORARY / secrets.token_hex(8)
+        # The file of a key is that of its entry, and of no spool that is just becoming one.
+        async with self._moving:
+            descriptor, size = await self._make(key, path)
+        return ResultSpool(self, key, path, descriptor, size)
+
+    async def _make(self, key: str, path: Path) -> tuple[int, int]:
+        """The file of a spool and the bytes of the quota that it has."""
         chosen = self._unread.choose(key)
         given = self._take_out(chosen) if chosen is not None else None
         size = 0 if given is None else given.size
@@ -191,7 +200,7 @@ class ResultStore:
         except BaseException:
             self._spooling -= size
             raise
-        return ResultSpool(self, key, path, descriptor, size)
+        return descriptor, size
 
     async def open(self, key: str) -> "ResultSource | None":
         entry = self._entries.get(key)
@@ -337,11 +346,12 @@ class ResultStore:
 
     async def adopt(self, spool: "ResultSpool", trailer: Trailer, *, is_scratch: bool) -> _Entry:
         """A spool has become a result; when nobody uses it as a spool any more, `let_go` is called."""
-        await self.in_thread(os.rename, spool.path, self._directory / trailer.key)
-        self._spooling -= spool.size
-        self._take_out(trailer.key)
-        entry = _Entry(trailer, time.time(), is_scratch)
-        self._add(entry)
+        async with self._moving:
+            await self.in_thread(os.rename, spool.path, self._directory / trailer.key)
+            self._spooling -= spool.size
+            self._take_out(trailer.key)
+            entry = _Entry(trailer, time.time(), is_scratch)
+            self._add(entry)
         await self.unlink(self._take_out_surplus())
         return entry
 
@@ -528,7 +538,11 @@ def _take_over(path: Path, new: Path) -> int:
         os.rename(path, new)
     except FileNotFoundError:
         return _create(new)
-    return os.open(new, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        return os.open(new, os.O_RDWR | os.O_CLOEXEC)
+    except BaseException:
+        new.unlink()
+        raise
 
 
 def _open(path: Path) -> int | None:
