@@ -329,6 +329,7 @@ class _BrokenDesk(Desk):
     def __init__(self) -> None:
         self.received = memoryview(bytearray(4096))
         self.ears = Ears(asyncio.get_running_loop())
+        self.known = {}
 
     def next_plan(self, data: bytes, start: int) -> Plan | None:
         raise ZeroDivisionError

@@ -109,11 +109,13 @@ class Clock:
     """The date of an answer with what ends its head, made once a second."""
 
     def __init__(self) -> None:
-        self._second = 0
         self._text = b""
+        self._until = 0.0
 
-    def end_of_head(self) -> bytes:
-        second = int(time.time())
-        if second != self._second:
-            self._second, self._text = second, f"{formatdate(second, usegmt=True)}\r\n\r\n".encode()
+    def end_of_head(self, now: float) -> bytes:
+        """Args: now: By the monotonic clock."""
+        if now >= self._until:
+            second = time.time()
+            self._text = f"{formatdate(int(second), usegmt=True)}\r\n\r\n".encode()
+            self._until = now + 1 - second % 1
         return self._text

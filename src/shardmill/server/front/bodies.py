@@ -166,9 +166,10 @@ class FileBody:
 
 def send_now(destination: int, descriptor: int, start: int, size: int) -> int:
     """Send of a file what the kernel takes without waiting; says how much, 0 also for a peer that has gone."""
-    with contextlib.suppress(OSError):
+    try:
         return os.sendfile(destination, descriptor, start, size)
-    return 0
+    except OSError:
+        return 0
 
 
 async def send_blocks(

@@ -88,6 +88,7 @@ class Desk:
         """By route."""
         self.gate = Gate(rules)
         self.uploads = Uploads(objects, rules, max_object, settings.body_timeout)
+        self.known: Mapping[bytes, Plan] = self.gate.known
         self.ears = Ears(asyncio.get_running_loop())
         self.ids = RequestIds()
         self.clock = Clock()
@@ -184,8 +185,8 @@ class Desk:
         self.objects.is_read(ANONYMOUS, plan.ref)
         return _NOBODY
 
-    def head_of(self, ready: Ready, request_id: bytes) -> bytes:
-        return b"".join((ready.head, request_id, ready.rest, self.clock.end_of_head()))
+    def head_of(self, ready: Ready, request_id: bytes, now: float) -> bytes:
+        return b"".join((ready.head, request_id, ready.rest, self.clock.end_of_head(now)))
 
     def read_small(self, ready: Ready) -> memoryview | None:
         """A body in the shared buffer, valid until the next call; None: the disk would have to be waited for."""

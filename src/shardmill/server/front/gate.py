@@ -82,26 +82,27 @@ class Gate:
 
     def __init__(self, rules: HostRules) -> None:
         self._rules = rules
-        self._known: OrderedDict[bytes, Plan] = OrderedDict()
+        self.known: OrderedDict[bytes, Plan] = OrderedDict()
+        """Verdicts by whole heads."""
 
     def next_plan(self, data: bytes, start: int) -> Plan | None:
         """The request that begins at `start` of what came; None: it is not the front's, or not all of it is there."""
         if not start:
             # Most peers send one request and wait for its answer.
-            plan = self._known.get(data)
+            plan = self.known.get(data)
             if plan is not None:
                 return plan
         end = data.find(_END, start, start + MAX_HEAD)
         if end < 0:
             return None
         head = data[start : end + len(_END)]
-        plan = self._known.get(head)
+        plan = self.known.get(head)
         if plan is None:
             plan = self._parse(head)
             if plan is not None and len(head) <= MAX_REMEMBERED:
-                while len(self._known) >= REMEMBERED:
-                    self._known.popitem(last=False)
-                self._known[head] = plan
+                while len(self.known) >= REMEMBERED:
+                    self.known.popitem(last=False)
+                self.known[head] = plan
         return plan
 
     def _parse(self, head: bytes) -> Plan | None:

@@ -24,6 +24,7 @@ class Ready:
         "error",
         "head",
         "is_framed",
+        "is_known",
         "is_verified",
         "kept",
         "resident_until",
@@ -56,6 +57,8 @@ class Ready:
         self.is_framed = is_framed
         self.is_verified = self.start == self.stop
         """The bytes may be sent as they are; once they may, they always may."""
+        self.is_known = False
+        """Nothing has to be looked at but whether what is kept is current."""
         self.resident_until = 0.0
         """The first of them were in memory lately, and are believed to stay there until then."""
 

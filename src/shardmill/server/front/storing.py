@@ -87,7 +87,7 @@ class StoringConnection(asyncio.BufferedProtocol):
             return
         request_id = desk.ids.next()
         head, rest = answer_of(result)
-        answer = b"".join((head, request_id, rest, desk.clock.end_of_head()))
+        answer = b"".join((head, request_id, rest, desk.clock.end_of_head(monotonic())))
         transport.write(answer)
         self._written += len(answer)
         self._count_upload(upload, request_id, "201" if result.created else "200", upload.size, began)
@@ -116,13 +116,13 @@ class StoringConnection(asyncio.BufferedProtocol):
             result = await desk.uploads.store(upload, receiver)
             status = "201" if result.created else "200"
             head, end = answer_of(result)
-            answer = b"".join((head, request_id, end, desk.clock.end_of_head()))
+            answer = b"".join((head, request_id, end, desk.clock.end_of_head(monotonic())))
             transport.write(answer)
             self._written += len(answer)
         except ShardmillError as error:
             status = str(error.status)
             head, body = answer_of_error(error, request_id.decode())
-            answer = b"".join((head, desk.clock.end_of_head(), body))
+            answer = b"".join((head, desk.clock.end_of_head(monotonic()), body))
             transport.write(answer)
             self._written += len(answer)
             if not receiver.is_complete:
