@@ -13,10 +13,11 @@ from collections.abc import Callable
 from functools import partial
 
 from shardmill.core.sources import Source
-from shardmill.server.body import AHEAD, BLOCK, PER_CALL, seen_through, send_some
+from shardmill.server.body import AHEAD, PER_CALL, seen_through, send_some
 from shardmill.server.front.desk import Desk
 
 SLICE = 1 << 20  # bytes between which others have their turn
+ENCRYPTED = 128 << 10  # bytes that are encrypted at once; they pass through memory several times, so few of them
 NEAR = 1000  # microseconds
 TAIL = 64 << 10  # bytes of the end that wait for the last look at the source
 
@@ -190,7 +191,7 @@ async def send_blocks(
     """
     start, stop = span
     while start < stop:
-        piece = await source.ensure_some(start, min(stop, start + BLOCK))
+        piece = await source.ensure_some(start, min(stop, start + ENCRYPTED))
         data = await read_whole(desk, source.descriptor, start, piece)
         source.release(piece)
         if piece == stop:

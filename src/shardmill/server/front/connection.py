@@ -570,14 +570,14 @@ class FrontConnection(StoringConnection):
         """Send a body but for its first bytes, which are sent."""
         desk, source = self._desk, ready.kept.source
         assert source is not None
+        if not self._is_limited:
+            self._limit(transport)
         if _is_encrypted(transport):
             if ready.is_framed:
                 await send_framed_blocks(desk, transport, source, ready.stop, self._room, count)
             else:
                 await send_blocks(desk, transport, source, (ready.start, ready.stop), self._room, count)
             return
-        if not self._is_limited:
-            self._limit(transport)
         while transport.get_write_buffer_size():
             if transport.is_closing():
                 raise ConnectionResetError("the reader went away")
@@ -593,8 +593,8 @@ class FrontConnection(StoringConnection):
 
     def _limit(self, transport: asyncio.Transport) -> None:
         self._is_limited = True
+        limit_send_buffer(transport, self._desk.settings.near_send_buffer)
         if not _is_encrypted(transport):
-            limit_send_buffer(transport, self._desk.settings.near_send_buffer)
             self._socket = socket.socket(fileno=transport.get_extra_info("socket").fileno())
 
     def _room(self) -> "asyncio.Future[None] | None":
