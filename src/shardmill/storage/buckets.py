@@ -185,7 +185,12 @@ class Buckets:
     async def _opened_pools(self, is_new: bool) -> AsyncIterator[None]:
         """First the files of what was logged, then the indexes by what they say, then a log without it."""
         files = await self._in_thread(self._open_log)
-        logged = await self._in_thread(self._restore_logged, files)
+        try:
+            logged = await self._in_thread(self._restore_logged, files)
+        except BaseException:
+            for file in files:
+                file.close()
+            raise
         notes = [*await self._in_thread(lambda: list(self._journal.read_notes())), *logged]
         try:
             for durability in self._durabilities():
@@ -234,6 +239,7 @@ class Buckets:
                     disk=disk,
                     policy=remote.policy,
                     threads=self._threads,
+                    shelf=self._shelf,
                 )
             )
         await self._in_thread(disk.load_leftovers, names)

@@ -8,6 +8,7 @@ import contextlib
 import resource
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import TypeVar
 
 from shardmill.core.errors import ObjectNotFound
@@ -101,7 +102,13 @@ class KeptKeys:
         return kept
 
     async def open(
-        self, key: str, opening: Awaitable[Opened], is_ready: Callable[[Opened], Callable[[int, int], bool]]
+        self,
+        key: str,
+        opening: Awaitable[Opened],
+        is_ready: Callable[[Opened], Callable[[int, int], bool]],
+        *,
+        on_read: Callable[[Opened, int, int], None] | None = None,
+        hold: Callable[[Opened, int], None] | None = None,
     ) -> Kept | None:
         """Open an object to be kept; None: it is being changed, so nothing is said of it.
 
@@ -109,6 +116,8 @@ class KeptKeys:
             key: Of the object.
             opening: Opens it; raises ObjectNotFound.
             is_ready: The method of what is opened that `Kept` has.
+            on_read: Another one; None: nobody is told.
+            hold: A third one.
         """
         mark = _Opening()
         if key in self._changing or self._is_closed:
@@ -118,7 +127,13 @@ class KeptKeys:
         try:
             try:
                 source = await opening
-                kept = Kept(source, is_ready=is_ready(source), is_there=self._look_for(key, source))
+                kept = Kept(
+                    source,
+                    is_ready=is_ready(source),
+                    is_there=self._look_for(key, source),
+                    on_read=partial(on_read, source) if on_read is not None else None,
+                    hold=partial(hold, source) if hold is not None else None,
+                )
             except ObjectNotFound as error:
                 kept = Kept(None, absent=error, is_there=self._look_for(key, None))
         finally:
@@ -135,11 +150,11 @@ class KeptKeys:
     def changing(self, key: str) -> Iterator[None]:
         """The object is being replaced or removed for the block."""
         self._changing[key] = self._changing.get(key, 0) + 1
-        self._cross(key)
+        self.changed(key)
         try:
             yield
         finally:
-            self._cross(key)
+            self.changed(key)
             self._changing[key] -= 1
             if not self._changing[key]:
                 del self._changing[key]
@@ -155,9 +170,10 @@ class KeptKeys:
         """Keep nothing any more: the store is gone."""
         self._is_closed = True
         for key in [*self._kept, *self._openings]:
-            self._cross(key)
+            self.changed(key)
 
-    def _cross(self, key: str) -> None:
+    def changed(self, key: str) -> None:
+        """The object was replaced or removed in this moment."""
         self.drop(key)
         for mark in self._openings.get(key, ()):
             mark.is_crossed = True

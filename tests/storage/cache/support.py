@@ -19,6 +19,7 @@ from shardmill.core.sources import Source
 from shardmill.storage.cache.disk import CacheDisk
 from shardmill.storage.cache.policy import CachePolicy
 from shardmill.storage.cache.store import CachedBucket
+from shardmill.storage.kept import Shelf
 from tests.storage.cache.web import Web, WebOrigin
 
 BUCKET = Bucket.of("gs", "origin")
@@ -58,6 +59,7 @@ async def open_cache(
                 disk=disk,
                 policy=policy or CachePolicy(),
                 threads=threads,
+                shelf=Shelf(16),
             ) as store,
         ):
             await disk.shrink()

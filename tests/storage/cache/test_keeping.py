@@ -22,6 +22,7 @@ from shardmill.storage.cache.disk import CacheDisk
 from shardmill.storage.cache.policy import CachePolicy
 from shardmill.storage.cache.store import CachedBucket
 from shardmill.storage.cache.window import AT_ONCE, LEAST, WINDOW
+from shardmill.storage.kept import Shelf
 from tests.storage.cache.support import MIB, disk_use, is_settled, make, open_cache, read, read_source, run, wait_until
 from tests.storage.cache.web import Served, Web, WebOrigin, web
 from tests.storage.full_disk import small_disk
@@ -230,6 +231,7 @@ def test_much_more_than_there_is_room_for(tmp_path: Path) -> None:
             disk=disk,
             policy=policy,
             threads=threads,
+            shelf=Shelf(16),
         )
 
     with web() as origin:

@@ -185,7 +185,7 @@ class Holding:
                 return
         if self._file is not None:
             self._punch_torn(self._file.descriptor)
-            self._touch(self._file.descriptor)
+            self.touch(self._file.descriptor)
             self._file.close()
             self._file = None
         if self._is_gone:
@@ -211,7 +211,7 @@ class Holding:
                     punch(descriptor, block * BLOCK, (block + 1) * BLOCK)
         self._torn.clear()
 
-    def _touch(self, descriptor: int) -> None:
+    def touch(self, descriptor: int) -> None:
         """Note the last use on the disk, for the next process."""
         if not self._is_gone and self.path is not None and self.used - self._touched > _TOUCH_SECONDS:
             self._touched = self.used

@@ -6,12 +6,10 @@ current version is, is asked of the origin by the bucket's policy, by one reques
 
 import asyncio
 import contextlib
-import heapq
 import logging
 import secrets
 import time
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from hashlib import blake2b
@@ -27,14 +25,17 @@ from shardmill.core.errors import (
     ObjectNotFound,
     RangeNotSatisfiable,
 )
+from shardmill.core.kept import Kept
 from shardmill.core.meta import ListPage, ObjectMeta
 from shardmill.core.origins import ListOrigin, OriginFacts, OriginRead, ReadOrigin
 from shardmill.core.refs import Bucket
-from shardmill.core.sources import CachedObject, CacheStatistics
+from shardmill.core.sources import CacheStatistics, Source
 from shardmill.storage.cache.absent import Absent
 from shardmill.storage.cache.blocks import Blocks
 from shardmill.storage.cache.disk import CacheDisk
 from shardmill.storage.cache.entry import SINGLE, Entry
+from shardmill.storage.cache.inventory import Inventory
+from shardmill.storage.cache.keeping import KeptEntry, open_kept
 from shardmill.storage.cache.listings import Listings
 from shardmill.storage.cache.loading import find_kept
 from shardmill.storage.cache.policy import CachePolicy
@@ -46,6 +47,7 @@ from shardmill.storage.cache.versions import Known, facts_of, facts_version
 from shardmill.storage.cache.width import Width
 from shardmill.storage.cache.window import Memory, Window
 from shardmill.storage.cache.writing import OpenToWriting, checked, delete_through, put_through
+from shardmill.storage.kept import KeptKeys, Shelf
 from shardmill.storage.locks import KeyLocks
 from shardmill.storage.pool import Stored
 from shardmill.storage.steps import finish
@@ -59,7 +61,7 @@ _KNOWN = 100_000  # versions remembered
 _READS = 64  # of the origin at once
 
 
-class CachedBucket:
+class CachedBucket(Inventory):
     """Use `CachedBucket.open_directory`.
 
     Args:
@@ -76,7 +78,9 @@ class CachedBucket:
         disk: CacheDisk,
         policy: CachePolicy,
         threads: ThreadPoolExecutor,
+        shelf: Shelf,
     ) -> None:
+        super().__init__()
         self.bucket = str(bucket)
         self.origin = origin
         self.disk = disk
@@ -86,13 +90,14 @@ class CachedBucket:
         self.reads = asyncio.Semaphore(_READS)
         self._directory = directory
         self._threads = threads
-        self._entries: dict[str, Entry] = {}
-        self._known: OrderedDict[str, Known] = OrderedDict()
         self._absent = Absent(policy.absent_seconds)
         self._locks = KeyLocks()
         self._tasks: set[asyncio.Task[None]] = set()
         self._memory = Memory()
         self._listings = Listings(policy.list_seconds)
+        self.is_keeping = policy.revalidate != "always"
+        """Else the origin is asked at each opening, which takes more than a look."""
+        self._kept = KeptKeys(shelf, self._is_there)
 
     @classmethod
     @asynccontextmanager
@@ -105,9 +110,10 @@ class CachedBucket:
         disk: CacheDisk,
         policy: CachePolicy,
         threads: ThreadPoolExecutor,
+        shelf: Shelf,
     ) -> AsyncIterator["CachedBucket"]:
         """Find what an earlier process kept; on exit no read goes on."""
-        store = cls(bucket, origin, directory, disk, policy, threads)
+        store = cls(bucket, origin, directory, disk, policy, threads, shelf)
         await store.in_thread(store._load)
         try:
             yield store
@@ -168,6 +174,32 @@ class CachedBucket:
 
         return CachedSource(known.record.meta, entry, expected, attach=attach, passing=passing, counters=self.counters)
 
+    def kept(self, key: str) -> Kept | None:
+        """What is kept open of an object."""
+        return self._kept.get(key)
+
+    async def keep(self, key: str) -> Kept | None:
+        """Open an object to be kept; None: not all of it is there, or its origin has to be asked."""
+        entry = self._whole(key)
+        if entry is None:
+            return None
+        opening = open_kept(entry, self.counters)
+        return await self._kept.open(
+            key, opening, lambda source: source.is_ready, on_read=KeptEntry.on_read, hold=KeptEntry.hold
+        )
+
+    def _is_there(self, key: str, source: Source | None) -> Callable[[], bool]:
+        """The look that tells whether what was opened is current, as far as the policy asks."""
+        entry = self._entries.get(key)
+        return lambda: source is not None and entry is not None and self._whole(key) is entry
+
+    def _whole(self, key: str) -> Entry | None:
+        """The entry of the current version, if nothing has to be asked for to read it."""
+        known, entry = self._known.get(key), self._entries.get(key)
+        if known is None or entry is None or entry.version != known.record.version:
+            return None
+        return entry if entry.is_complete and self._is_current(known, time.monotonic()) else None
+
     async def head(self, key: str) -> ObjectMeta:
         _, known = await self._find(key, time.monotonic(), None)
         return known.record.meta
@@ -227,40 +259,6 @@ class CachedBucket:
 
     # What it has.
 
-    def cached(self, prefix: str = "") -> Sequence[CachedObject]:
-        """Objects of which something is on the disk, by key."""
-        return self.describe(self.cached_keys(prefix))
-
-    def cached_keys(self, prefix: str, after: str = "", limit: int | None = None) -> Sequence[str]:
-        """Keys behind `after` of objects of which something is on the disk, in order; may be called in a thread."""
-        found = [key for key in list(self._entries) if key.startswith(prefix) and key > after]
-        return sorted(found) if limit is None else heapq.nsmallest(limit, found)
-
-    def describe(self, keys: Iterable[str]) -> Sequence[CachedObject]:
-        """What is on the disk of objects; those of which nothing is are left out."""
-        return [self._describe(entry) for key in keys if (entry := self._entries.get(key)) is not None]
-
-    def _describe(self, entry: Entry) -> CachedObject:
-        known = self._known.get(entry.key)
-        return CachedObject(
-            entry.key,
-            entry.meta.size,
-            entry.bytes_there,
-            entry.version,
-            entry.meta.etag,
-            entry.used,
-            time.monotonic() - known.asked if known is not None else None,
-            entry.leases,
-            entry.is_pinned,
-        )
-
-    def cached_ranges(self, key: str) -> Sequence[tuple[int, int]]:
-        """Bytes [start, stop) of an object that are on the disk."""
-        entry = self._entries.get(key)
-        if entry is None:
-            return ()
-        return [(0, entry.meta.size)] if entry.is_complete else entry.blocks.ranges()
-
     async def evict(self, keys: Collection[str]) -> int:
         """Remove objects from the disk, pinned ones, too; who reads them goes on. Returns the bytes given back."""
         freed = 0
@@ -303,6 +301,7 @@ class CachedBucket:
         return task
 
     def forget(self, entry: Version) -> None:
+        self._kept.changed(entry.key)
         if self._entries.get(entry.key) is entry:
             del self._entries[entry.key]
         if entry.lost is not None:
@@ -591,6 +590,7 @@ class CachedBucket:
             self._give(entry)
 
     async def _close(self) -> None:
+        self._kept.close()
         # A task that is cancelled before its first step never cleans up.
         await asyncio.sleep(0)
         for task in list(self._tasks):
