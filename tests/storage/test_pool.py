@@ -392,3 +392,26 @@ def test_a_torn_or_unreadable_file_does_not_end_the_building_of_the_index(tmp_pa
                 assert (await read(store, key))[0] == b"x" * 100
 
     run(story())
+
+
+def test_a_small_object_that_is_replaced_while_it_is_opened_is_found(tmp_path: Path) -> None:
+    """It has had no file yet; what takes its place has none either."""
+
+    async def story() -> None:
+        async with open_pool(tmp_path) as store:
+            await put(store, "key", b"first")
+            making = store._groups()._making
+            making.acquire()
+            try:
+                opening = asyncio.create_task(store.open("key"))
+                await asyncio.sleep(0)
+                await put(store, "key", b"second")
+            finally:
+                making.release()
+            source = await opening
+            try:
+                assert os.pread(source.descriptor, source.meta.size, 0) == b"second"
+            finally:
+                source.close()
+
+    run(story())

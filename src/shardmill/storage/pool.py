@@ -503,12 +503,18 @@ class PoolStore:
                 sync_directory(self.path(key).parent)
 
     def _open_logged(self, logged: Logged) -> tuple[int, Trailer]:
-        try:
-            self._groups().make_file(logged)
-        except ShardmillError as error:
-            logger.warning("an object is read from the log: %s", error)
-            return self._open_content(logged)
-        return self._open(logged.key)
+        groups, newest = self._groups(), logged
+        while True:
+            try:
+                groups.make_file(newest)
+            except ShardmillError as error:
+                logger.warning("an object is read from the log: %s", error)
+                return self._open_content(newest)
+            found = groups.find(self.identity, logged.key)
+            if found is None or found is newest:
+                return self._open(logged.key)
+            # It was replaced before its file was made, and what is there may be older than both.
+            newest = found
 
     def _open_content(self, logged: Logged) -> tuple[int, Trailer]:
         """The disk cannot take its file now."""
