@@ -327,6 +327,64 @@ def test_a_log_of_another_format_is_not_thrown_away(tmp_path: Path) -> None:
     run(story())
 
 
+async def log_in_both_files(data: Path, patch: pytest.MonkeyPatch) -> None:
+    """Leave a log whose older file, the second, could not be cleared; "key" and "gone" are changed in the other one."""
+    make_file = PoolStore.make_file
+
+    def refuse(store: PoolStore, key: str, content: bytes) -> None:
+        if key == "stuck":
+            raise InsufficientStorage("no room for its file")
+        make_file(store, key, content)
+
+    with patch.context() as while_open:
+        while_open.setattr(PoolStore, "make_file", refuse)
+        async with open_pool(data) as store:
+            await put(store, "before", b"x")
+            await make_files(store)
+            for key in ("key", "gone", "stuck"):
+                await put(store, key, b"old")
+            await make_files(store)
+            await put(store, "key", b"new")
+            await store.delete("gone", conditions=NOTHING)
+
+
+def test_the_newer_file_of_the_log_is_not_cleared_before_the_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        await log_in_both_files(tmp_path, monkeypatch)
+        async with open_pool(tmp_path) as store:
+            await check(store, {"before": b"x", "key": b"new", "stuck": b"old"})
+
+    run(story())
+
+
+def test_an_end_between_the_clearing_of_both_files_of_the_log_brings_nothing_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cleared: list[Path] = []
+    clear = LogFile.clear
+
+    def clear_one(file: LogFile, turn: int) -> None:
+        if cleared:
+            raise ServerError("it ends here")
+        clear(file, turn)
+        cleared.append(file.path)
+
+    async def story() -> None:
+        await log_in_both_files(tmp_path, monkeypatch)
+        with monkeypatch.context() as patch:
+            patch.setattr(LogFile, "clear", clear_one)
+            with pytest.raises(ServerError):
+                async with open_pool(tmp_path):
+                    pass
+        assert len(cleared) == 1
+        async with open_pool(tmp_path) as store:
+            await check(store, {"before": b"x", "key": b"new", "stuck": b"old"})
+
+    run(story())
+
+
 async def check(store: PoolStore, bodies: dict[str, bytes]) -> None:
     assert store._index().is_complete
     assert keys_on(await page_of(store)) == sorted(bodies)

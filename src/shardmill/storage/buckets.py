@@ -22,7 +22,7 @@ import secrets
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -185,14 +185,12 @@ class Buckets:
     async def _opened_pools(self, is_new: bool) -> AsyncIterator[None]:
         """First the files of what was logged, then the indexes by what they say, then a log without it."""
         files = await self._in_thread(self._open_log)
+        unused = ExitStack()
+        for file in files:
+            unused.callback(file.close)
         try:
             logged = await self._in_thread(self._restore_logged, files)
-        except BaseException:
-            for file in files:
-                file.close()
-            raise
-        notes = [*await self._in_thread(lambda: list(self._journal.read_notes())), *logged]
-        try:
+            notes = [*await self._in_thread(lambda: list(self._journal.read_notes())), *logged]
             for durability in self._durabilities():
                 self._indexes[durability] = await Index.open(
                     self._data / _INDEXES[durability],
@@ -206,11 +204,13 @@ class Buckets:
             self._journal.forget_old()
             await self._in_thread(_clear_log, files)
             groups = self._groups = Groups(self._data / "pool", files)
+            unused.pop_all()
             try:
                 yield
             finally:
                 await groups.close()
         finally:
+            unused.close()
             for index in self._indexes.values():
                 await index.close()
 
@@ -467,16 +467,11 @@ class Buckets:
     def _restore_logged(self, files: Sequence[LogFile]) -> Sequence[tuple[str, str]]:
         """Give objects of the log the files that a power cut may have taken; their store ids and keys."""
         keys = []
-        try:
-            for (identity, key), content in survivors(files):
-                store = self._store_of(identity)
-                if store is not None:
-                    store.restore(key, content)
-                    keys.append((identity, key))
-        except BaseException:
-            for file in files:
-                file.close()
-            raise
+        for (identity, key), content in survivors(files):
+            store = self._store_of(identity)
+            if store is not None:
+                store.restore(key, content)
+                keys.append((identity, key))
         if keys:
             with disk_errors("the log"):
                 _sync_around(self._data / "pool")
@@ -509,8 +504,9 @@ class Buckets:
 
 
 def _clear_log(files: Sequence[LogFile]) -> None:
+    """The older one first: an end in between must not leave what the newer one says otherwise."""
     turn = max(file.turn for file in files)
-    for file in files:
+    for file in sorted(files, key=lambda file: file.turn):
         turn += 1
         file.clear(turn)
 

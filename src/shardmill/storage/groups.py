@@ -111,10 +111,11 @@ class Groups:
     def __init__(self, objects: Path, files: Sequence[LogFile]) -> None:
         self._loop = asyncio.get_running_loop()
         self._descriptor = os.open(objects, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._files = files
-        self._current = files[0]
+        # What comes later has the later turn.
+        self._files = sorted(files, key=lambda file: file.turn)
+        self._current = self._files[0]
         self._spare: queue.SimpleQueue[LogFile] = queue.SimpleQueue()
-        self._spare.put(files[1])
+        self._spare.put(self._files[1])
         self._logged: dict[LogFile, dict[Key, Logged]] = {file: {} for file in files}
         self._unlisted: dict[Key, Logged] = {}
         """What the index does not have yet."""
@@ -389,7 +390,8 @@ class Groups:
         try:
             self._save(list(self._logged[full].values()))
             with self._making:
-                self._check_saved(self._logged[full].values())
+                # A copy: what is replaced meanwhile leaves it.
+                self._check_saved(list(self._logged[full].values()))
                 with disk_errors("the log"):
                     full.clear(self._turn + 1)
                 self._turn += 1
@@ -420,9 +422,12 @@ class Groups:
             raise Busy("an object is just being removed", retry_after=1)
 
     def _checkpoint_all(self) -> None:
-        for file in self._files:
-            if file.is_used and not self._is_broken:
+        """The older file first, and the newer one only behind it: what it says of a key stands against the older's."""
+        is_behind = True
+        for file in sorted(self._files, key=lambda file: file.turn):
+            if file.is_used and is_behind and not self._is_broken:
                 self._checkpoint(file)
+            is_behind = not file.is_used
             file.close()
             if not file.is_used:
                 file.remove()
