@@ -64,15 +64,21 @@ class Disk:
 
     def write_to(self, target: Path, loss: Loss) -> None:
         """What the next start finds."""
+        with self._lock:
+            self._write_to(target, loss)
+
+    def _write_to(self, target: Path, loss: Loss) -> None:
         target.mkdir()
         if loss == "unflushed":
             self._restore(self.root.stat().st_ino, target)
         else:
             for path in self._below():
                 there = target / path.relative_to(self.root)
+                # Folders and empty files may still be made, so that one is seen before what it lies in.
                 if path.is_dir():
-                    there.mkdir()
+                    there.mkdir(parents=True, exist_ok=True)
                 else:
+                    there.parent.mkdir(parents=True, exist_ok=True)
                     there.write_bytes(self._contents.get(path.stat().st_ino, b""))
         for name in DATABASES:
             if (self.root / name).exists():
