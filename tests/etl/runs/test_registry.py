@@ -443,6 +443,26 @@ def test_what_was_begun_ahead_and_is_never_asked_for_leaves_nothing(
     run(story())
 
 
+@pytest.mark.parametrize("is_kept_open", [False, True])
+def test_what_was_begun_ahead_and_is_finished_when_it_is_asked_for_leaves_its_result_only(
+    tmp_path: Path, shard: Path, is_kept_open: bool
+) -> None:
+    async def story() -> None:
+        async with open_parts(tmp_path / "data") as (engine, _):
+            version = await register(engine, SLOW)
+            plan, source = await plan_for(engine, version, shard, ",seed=1")
+            assert engine.runs.prepare(plan, source, request_id="ahead")
+            await wait_until(lambda: all(running.is_through for running in engine.runs._all))
+            if is_kept_open:
+                engine.runs.count_hit(plan.key, "r1")
+            else:
+                assert len(members(await read_all(await open_one(engine, version, shard, ",seed=1")))) == 60
+            assert engine.runs.ahead["used"] == 1
+            assert engine.runs._all == set()
+
+    run(story())
+
+
 def test_a_run_begun_ahead_gives_way_to_one_that_is_read(tmp_path: Path, shard: Path) -> None:
     async def story() -> None:
         async with open_parts(tmp_path / "data") as (engine, _):

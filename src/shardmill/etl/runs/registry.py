@@ -166,9 +166,16 @@ class Runs:
 
     def count_hit(self, key: str, request_id: str) -> None:
         """A finished result that is kept open is read, as if `open` had found it."""
-        if self._take_prepared(key, request_id) is None and self._files is not None:
+        if not self._take_made(key, request_id) and self._files is not None:
             self._files.keep(key)
         self.reads["hit"] += 1
+
+    def _take_made(self, key: str, request_id: str) -> bool:
+        """Whether a run was begun for this reader, whose result is there: nobody reads the run itself any more."""
+        running = self._take_prepared(key, request_id)
+        if running is not None:
+            self._end_unread(running)
+        return running is not None
 
     def _take_prepared(self, key: str, request_id: str) -> Running | None:
         """The run that was begun for this reader."""
@@ -263,7 +270,7 @@ class Runs:
                 return self._read(running, waits_for_all=waits_for_all, is_patient=is_patient)
             if not files.has(key):
                 return None
-            is_first |= self._take_prepared(key, request_id) is not None
+            is_first |= self._take_made(key, request_id)
             source = await files.open(key)
             if source is not None:
                 if not is_first:
