@@ -68,6 +68,9 @@ class CacheDisk:
         self._items: set[Evictable] = set()
         self._free = 0
         self._free_until = 0.0
+        self._leaving = 0
+        """Bytes of what may be found no more and is still being removed."""
+        self._left = asyncio.Event()
 
     @property
     def high(self) -> int:
@@ -115,6 +118,14 @@ class CacheDisk:
         self.used += size
         self._free -= size
         await self.remove(victims)
+        try:
+            while self._leaving and self.used + self._leaving > self._high:
+                # What others let leave gives no room before its files have gone.
+                self._left.clear()
+                await self._left.wait()
+        except BaseException:
+            self.give_back(size)
+            raise
 
     async def make_room(self, size: int) -> None:
         """Look at the disk, which others have filled, and let leave what has to for so much more."""
@@ -148,7 +159,12 @@ class CacheDisk:
         for item in items:
             freed += item.taken
             paths += item.leave()
-        await self.unlink(paths)
+        self._leaving += freed
+        try:
+            await self.unlink(paths)
+        finally:
+            self._leaving -= freed
+            self._left.set()
         return freed
 
     async def unlink(self, paths: Sequence[Path]) -> None:
