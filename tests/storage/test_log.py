@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from shardmill.core.refs import Bucket
 from shardmill.storage import groups as grouping
 from shardmill.storage import log as logs
 from shardmill.storage.buckets import BucketDefinition
+from shardmill.storage.groups import Groups
 from shardmill.storage.index import Index
 from shardmill.storage.log import LogFile, Record, survivors
 from shardmill.storage.pool import PoolStore
@@ -381,6 +383,43 @@ def test_an_end_between_the_clearing_of_both_files_of_the_log_brings_nothing_bac
         assert len(cleared) == 1
         async with open_pool(tmp_path) as store:
             await check(store, {"before": b"x", "key": b"new", "stuck": b"old"})
+
+    run(story())
+
+
+def test_who_goes_on_in_the_other_file_just_when_it_is_cleared_does_not_clear_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be cleared under the records that are written to it by then."""
+    begun: list[str] = []
+    begin = Groups._begin_checkpoint
+
+    def note(groups: Groups, full: LogFile) -> None:
+        begun.append(full.path.name)
+        begin(groups, full)
+
+    def set_checkpointing(groups: Groups, value: bool) -> None:
+        vars(groups)["checkpointing"] = value
+        if begun == ["a"] and not value:
+            # Bounded, since it may have to wait for whoever says so here.
+            rotating = threading.Thread(target=groups._rotate)
+            rotating.start()
+            rotating.join(0.2)
+            threads.append(rotating)
+
+    threads: list[threading.Thread] = []
+    monkeypatch.setattr(grouping, "PATIENCE", 0.1)
+    monkeypatch.setattr(Groups, "_begin_checkpoint", note)
+    is_checkpointing = property(lambda groups: vars(groups)["checkpointing"], set_checkpointing)
+    monkeypatch.setattr(Groups, "_is_checkpointing", is_checkpointing, raising=False)
+
+    async def story() -> None:
+        async with open_pool(tmp_path) as store:
+            await put(store, "key", b"body")
+            await make_files(store)
+            for thread in threads:
+                thread.join()
+        assert begun[:2] == ["a", "b"]
 
     run(story())
 

@@ -126,6 +126,8 @@ class Groups:
         self._full: LogFile | None = None
         """The one that is being checkpointed, or could not be."""
         self._is_checkpointing = False
+        self._turning = threading.Lock()
+        """Held while a checkpoint begins or ends, which is one step for whoever looks."""
         self._making = threading.Lock()
         """Held while a file is made."""
         self._telling = threading.Lock()
@@ -367,10 +369,13 @@ class Groups:
 
     def _rotate(self) -> bool:
         """Go on in the other file, as soon as the disk has all that was in it."""
-        if self._full is not None and not self._is_checkpointing and not self._is_broken:
-            self._begin_checkpoint(self._full)
+        with self._turning:
+            failed = self._full if not (self._is_checkpointing or self._is_broken) else None
+            is_coming = self._is_checkpointing or failed is not None
+        if failed is not None:
+            self._begin_checkpoint(failed)
         try:
-            spare = self._spare.get(timeout=PATIENCE) if self._is_checkpointing else self._spare.get_nowait()
+            spare = self._spare.get(timeout=PATIENCE) if is_coming else self._spare.get_nowait()
         except queue.Empty:
             return False
         full, self._current = self._current, spare
@@ -382,11 +387,13 @@ class Groups:
             self._rotate()
 
     def _begin_checkpoint(self, full: LogFile) -> None:
-        self._full, self._is_checkpointing = full, True
+        with self._turning:
+            self._full, self._is_checkpointing = full, True
         self._background.submit(self._checkpoint, full)
 
     def _checkpoint(self, full: LogFile) -> None:
         """Let the disk have the files of what is logged, then forget that."""
+        is_clear = False
         try:
             self._save(list(self._logged[full].values()))
             with self._making:
@@ -396,13 +403,15 @@ class Groups:
                     full.clear(self._turn + 1)
                 self._turn += 1
                 self._logged[full] = {}
+            is_clear = True
         except ShardmillError as error:
             logger.error("what is logged stays so for now: %s", error)
-            return
         finally:
-            self._is_checkpointing = False
-        self._full = None
-        self._spare.put(full)
+            with self._turning:
+                self._is_checkpointing = False
+                if is_clear:
+                    self._full = None
+                    self._spare.put(full)
 
     def _save(self, objects: Sequence[Logged]) -> None:
         for logged in objects:
