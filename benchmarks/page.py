@@ -60,8 +60,7 @@ TITLES = {
         "store, so the target is held to it. A *thin loop* is what no reader runs: `tarfile`, Pillow and the "
         "function, with no more than these shards need; one is run, alone, and counted for each. Readers by curl "
         "are given tars, as any HTTP client is, and pipelines have arrays; the row with WebDataset on both sides "
-        "has arrays on both. Figures of *client-side pipelines* are older ones: WebDataset's with torchvision, thin "
-        "loops with Pillow and numpy, one run alone and counted for each.",
+        "has arrays on both.",
     ),
     "ahead": (
         "Lists that were announced",
