@@ -308,6 +308,30 @@ def test_objects_that_the_disk_cannot_take_yet_are_read_and_listed(tmp_path: Pat
     run(story())
 
 
+def test_what_is_read_from_the_log_is_not_of_a_later_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Making the file fails, and before the log is read its place in there has another object."""
+
+    async def story() -> None:
+        loop = asyncio.get_running_loop()
+
+        async def overtake() -> None:
+            for turn in range(4):
+                await make_files(store)
+                await put(store, f"ke{turn}", b"other")
+
+        def fail(groups: Groups, logged: grouping.Logged) -> None:
+            monkeypatch.undo()
+            asyncio.run_coroutine_threadsafe(overtake(), loop).result(30)
+            raise InsufficientStorage("no room for its file")
+
+        async with open_pool(tmp_path / "data") as store:
+            await put(store, "key", b"body!")
+            monkeypatch.setattr(Groups, "make_file", fail)
+            assert (await read(store, "key"))[0] == b"body!"
+
+    run(story())
+
+
 def test_a_log_of_another_format_is_not_thrown_away(tmp_path: Path) -> None:
     async def story() -> None:
         async with open_pool(tmp_path / "data") as store:

@@ -508,20 +508,23 @@ class PoolStore:
             try:
                 groups.make_file(newest)
             except ShardmillError as error:
-                logger.warning("an object is read from the log: %s", error)
-                return self._open_content(newest)
+                content = newest.content()
+                if groups.find(self.identity, logged.key) is newest:
+                    # It is logged still, so the bytes were not those of a later turn.
+                    logger.warning("an object is read from the log: %s", error)
+                    return self._open_content(logged.key, content)
             found = groups.find(self.identity, logged.key)
             if found is None or found is newest:
                 return self._open(logged.key)
             # It was replaced before its file was made, and what is there may be older than both.
             newest = found
 
-    def _open_content(self, logged: Logged) -> tuple[int, Trailer]:
+    def _open_content(self, key: str, content: bytes) -> tuple[int, Trailer]:
         """The disk cannot take its file now."""
-        with disk_errors(f"{self.bucket}/{logged.key}"):
+        with disk_errors(f"{self.bucket}/{key}"):
             descriptor = os.memfd_create("logged", os.MFD_CLOEXEC)
             try:
-                write_all(descriptor, logged.content())
+                write_all(descriptor, content)
                 return descriptor, read_trailer(descriptor)
             except BaseException:
                 os.close(descriptor)
