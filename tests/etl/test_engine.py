@@ -96,7 +96,9 @@ def test_start_and_count_are_the_same_samples_of_the_whole(tmp_path: Path, shard
         async with open_engine(tmp_path / "data") as engine:
             version = await register(engine, DRAWING)
             whole = await read(engine, version, shard, ",seed=5")
+            done = engine.statistics_of(version).samples
             tail = await read(engine, version, shard, ",seed=5,start=50")
+            assert engine.statistics_of(version).samples == done + 50, "what lies before was transformed"
             some = members(await read(engine, version, shard, ",seed=5,start=10,count=3"))
             assert tail.rstrip(b"\0") == whole[
                 -len(tail.rstrip(b"\0")) - (len(whole) - len(whole.rstrip(b"\0"))) :
