@@ -46,6 +46,9 @@ READERS = 6
 _KILLED = ("SIGKILL", "broke off", "no worker")  # said of a worker; the second where its zygote died, too
 QUIET_SECONDS = 60.0  # at most, until nothing goes on after the last request
 KEPT_SECONDS = 10.0  # at most, until objects that nobody reads any more are closed
+FLAT_SECONDS = 300.0  # from which on what is held has to be flat
+GROWTH = {"memory": (1.1, 4 << 20), "threads": (1.1, 4), "disk": (1.1, CAPACITY)}
+"""What the last third of a run may hold: so many times what the middle third did, and so much more; medians."""
 WARM_UP = 0.25  # of the samples taken, left out of slopes: caches fill, environments start
 
 CODE = {
@@ -122,6 +125,18 @@ class Report:
             name: statistics.linear_regression(at, [getattr(item, name) for item in kept]).slope * 3600
             for name in names
         }
+
+
+def growth(held: Sequence[Held]) -> list[str]:
+    """What was held more of in the last third of a run than `GROWTH` allows."""
+    third = len(held) // 3
+    grown = []
+    for name, (factor, more) in GROWTH.items():
+        values = [getattr(item, name) for item in held]
+        middle, last = statistics.median(values[third : -third or None]), statistics.median(values[-third:])
+        if last > middle * factor + more:
+            grown.append(f"{name}: {middle:.0f} in the middle third, {last:.0f} in the last")
+    return grown
 
 
 class Soak:
@@ -370,6 +385,8 @@ class Soak:
         metrics, after = Metrics.parse(self.client.metrics()), self.look(seconds)
         tally = self.tally
         wrong = list(tally.wrong)
+        if seconds >= FLAT_SECONDS:
+            wrong += growth(held)
 
         def expect(what: str, is_so: bool) -> None:
             if not is_so:
