@@ -147,6 +147,9 @@ class FaultServer:
         """All so far, in the order of their heads."""
         self.bytes_sent = 0
         """Of payload, over all answers."""
+        self.lists: Literal["by key", "by folder", "by age"] = "by key"
+        """In what order. By folder, as stores that keep keys as paths do: what lies in `a/` comes before `a.b`, and who
+        starts after `a` does not see it. By age, as none should."""
         self._objects: dict[str, Served] = {}
         self._faults: dict[str, list[_Set]] = {}
         self._lock = threading.Lock()
@@ -241,7 +244,7 @@ class FaultServer:
             with self._lock:
                 self._objects[request.path] = _stored(request)
         if request.query.get("list-type") == "2":
-            answer.listing = _listing(request, self.objects())
+            answer.listing = _listing(request, self.objects(), self.lists)
         elif request.query.get("comp") == "list":
             answer.listing = _azure_listing(request, self.objects())
         return await answer.send(self._count)
@@ -395,12 +398,12 @@ def _error(status: int) -> bytes:
     return b"<Error><Code>%b</Code><Message>as told</Message></Error>" % codes.get(status, "InternalError").encode()
 
 
-def _listing(request: Request, objects: Mapping[str, Served]) -> bytes:
+def _listing(request: Request, objects: Mapping[str, Served], order: str) -> bytes:
     """A page of ListObjectsV2 over the objects below the path."""
     query = request.query
     folder = request.path.rstrip("/") + "/"
     prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
-    after = query.get("continuation-token") or query.get("start-after", "")
+    token, after = query.get("continuation-token", ""), query.get("start-after", "")
     limit = int(query.get("max-keys", "1000"))
     is_encoded = query.get("encoding-type") == "url"
     code = quote if is_encoded else html.escape
@@ -412,7 +415,14 @@ def _listing(request: Request, objects: Mapping[str, Served]) -> bytes:
             continue
         head, mark, _ = key[len(prefix) :].partition(delimiter) if delimiter else (key[len(prefix) :], "", "")
         entries[prefix + head + mark] = "prefix" if mark else "key"
-    names = sorted((name for name in entries if name.encode() > after.encode()), key=lambda name: name.encode())
+    names = list(entries)
+    if order == "by key":
+        names = sorted(name for name in names if name > after)
+    elif order == "by folder":
+        names = sorted(names, key=_path)
+        names = [name for name in names if _path(name) > _path(after) and not (after and name.startswith(after + "/"))]
+    if token:
+        del names[: names.index(token) + 1]
     rows = []
     for name in names[:limit]:
         if entries[name] == "prefix":
@@ -424,12 +434,16 @@ def _listing(request: Request, objects: Mapping[str, Served]) -> bytes:
             f"<ETag>&quot;{served.tag}&quot;</ETag><Size>{len(served.data)}</Size></Contents>"
         )
     is_more = len(names) > limit
-    token = f"<NextContinuationToken>{html.escape(names[limit - 1])}</NextContinuationToken>" if is_more else ""
+    more = f"<NextContinuationToken>{html.escape(names[limit - 1])}</NextContinuationToken>" if is_more else ""
     return (
         '<?xml version="1.0" encoding="UTF-8"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
-        f"{encoding}<IsTruncated>{str(is_more).lower()}</IsTruncated>{token}<KeyCount>{len(rows)}</KeyCount>{''.join(rows)}"
+        f"{encoding}<IsTruncated>{str(is_more).lower()}</IsTruncated>{more}<KeyCount>{len(rows)}</KeyCount>{''.join(rows)}"
         "</ListBucketResult>"
     ).encode()
+
+
+def _path(name: str) -> list[str]:
+    return name.split("/")
 
 
 def _azure_listing(request: Request, objects: Mapping[str, Served]) -> bytes:

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from shardmill.core.origins import ReadOrigin
 from shardmill.testing.faults import FaultServer, Served
@@ -13,10 +13,12 @@ from tests.storage.origins.support import Dialect, opened
 class OverFaultServer(ReadSuite):
     dialect: ClassVar[Dialect]
     prefix: ClassVar[str] = ""
+    lists: ClassVar[Literal["by key", "by folder"]] = "by key"
 
     @asynccontextmanager
     async def open_origin(self) -> AsyncIterator[ReadOrigin]:
         with FaultServer() as self.server:
+            self.server.lists = self.lists
             async with opened(self.dialect, self.server, prefix=self.prefix) as origin:
                 yield origin
 
@@ -31,6 +33,14 @@ class TestS3(OverFaultServer, ListSuite):
 class TestS3BelowAPrefix(OverFaultServer, ListSuite):
     dialect = "s3"
     prefix = "data/set-"
+
+
+class TestS3ByFolder(TestS3):
+    lists = "by folder"
+
+
+class TestS3ByFolderBelowAPrefix(TestS3BelowAPrefix):
+    lists = "by folder"
 
 
 class TestGoogle(OverFaultServer, ListSuite):

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from shardmill.core.errors import BadRequest
+from shardmill.core.errors import BackendUnavailable, BadRequest
 from shardmill.core.meta import ListPage, ObjectMeta
 from shardmill.core.origins import OriginFacts
 from shardmill.core.refs import check_key
@@ -104,12 +104,18 @@ async def list_stream(
     begin: str | None = max(cut + after if after else "", whole[:-1], key=str.encode)
     while begin is not None:
         restart: str | None = None
-        skipped, is_first = 0, True
+        skipped, is_first, last = 0, True, ""
         async with aclosing(stream(folder, _offset(begin))) as entries:
             async for entry in entries:
                 path = entry.facts.key
                 does_begin = not is_first or path.encode() > begin.encode()
                 is_first = False
+                if is_ordered and path < last:
+                    raise BackendUnavailable(
+                        f"the store lists {path!r} behind {last!r}, not by key, so that no page would be whole; give "
+                        "the bucket an access key of its own, with which a store that lists by folder can be listed"
+                    )
+                last = path
                 if not path.startswith(whole):
                     if is_ordered and path.encode() > whole.encode():
                         break

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import cast
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -66,6 +67,7 @@ async def open_origin(
                 credentials=stores.credentials,
                 can_carry=lambda path: uncarried(path, provider) is None,
                 requester_pays=settings.requester_pays,
+                is_by_folder=False if _is_known_to_list_by_key(provider, stores.endpoint) else None,
             )
         if provider == "s3" and stores.endpoint.startswith("http://"):
             reader = S3Reading(
@@ -77,3 +79,9 @@ async def open_origin(
                 idle_seconds=origins.idle_timeout,
             )
         yield RemoteOrigin(stores, settings.prefix, origins, lister, reader)
+
+
+def _is_known_to_list_by_key(provider: str, endpoint: str) -> bool:
+    """What else speaks S3 is asked."""
+    host = urlsplit(endpoint).hostname or ""
+    return provider != "s3" or host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
