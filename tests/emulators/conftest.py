@@ -55,6 +55,12 @@ def moto(programs: Path) -> Iterator[Emulator]:
 
 
 @pytest.fixture(scope="session")
+def seaweedfs(programs: Path) -> Iterator[Emulator]:
+    with emulators.seaweedfs(programs) as emulator:
+        yield emulator
+
+
+@pytest.fixture(scope="session")
 def azurite(programs: Path) -> Iterator[Emulator]:
     with emulators.azurite(programs) as emulator:
         yield emulator

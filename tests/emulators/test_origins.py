@@ -18,12 +18,14 @@ from shardmill.core.origins import ReadOrigin
 from shardmill.core.values import Seconds, Secret
 from shardmill.storage.origins import open_origin
 from shardmill.testing.emulators import (
+    ACCESS_KEY,
     ACCOUNT,
     ACCOUNT_KEY,
     Emulator,
     make_azure_container,
     make_gcs_bucket,
     make_moto_bucket,
+    make_seaweedfs_bucket,
     upload_gcs,
 )
 from shardmill.testing.origins import PLAIN_KEYS, ListSuite, ReadSuite, WriteSuite
@@ -61,6 +63,27 @@ class TestS3OnMoto(WriteSuite):
 
 class TestS3OnMotoBelowAPrefix(TestS3OnMoto):
     prefix = "sets/one-"
+
+
+class TestS3OnSeaweedfs(WriteSuite):
+    """A store that verifies signatures, and keeps what it is given in folders of its own."""
+
+    @pytest.fixture(autouse=True)
+    def _server(self, seaweedfs: Emulator) -> None:
+        self.server = seaweedfs
+
+    @asynccontextmanager
+    async def open_origin(self) -> AsyncIterator[ReadOrigin]:
+        name = make_seaweedfs_bucket(self.server)
+        settings = BucketSettings(
+            f"s3://{name}",
+            f"s3://{name}",
+            endpoint=self.server.endpoint,
+            access_key_id=ACCESS_KEY[0],
+            secret_access_key=Secret(ACCESS_KEY[1]),
+        )
+        async with opened(settings) as origin:
+            yield origin
 
 
 class TestGoogleOnMoto(WriteSuite):

@@ -1,4 +1,4 @@
-"""Emulators of cloud stores as child processes on loopback ports: moto, azurite, fake-gcs-server, nginx.
+"""Stores of clouds as child processes on loopback ports: moto, seaweedfs, azurite, fake-gcs-server, nginx.
 
 Their programs lie in the directory that `tools/emulators` prints. Leaving a context ends the process and what it kept.
 """
@@ -15,6 +15,7 @@ import socket
 import subprocess
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import formatdate
@@ -31,6 +32,10 @@ ACCOUNT = "devstoreaccount1"
 ACCOUNT_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 """Of azurite, published with it: no secret."""
 
+ACCESS_KEY = "access-key-of-tests", "secret-key-of-tests"
+"""Of seaweedfs, started with it."""
+
+_WEED_PARTS = ("master", "volume", "filer", "s3")
 _NGINX = """\
 daemon off;
 user {user};
@@ -61,6 +66,8 @@ class Emulator:
     endpoint: str
     directory: Path
     """Its own; for nginx what is below `root` is what it serves."""
+    filer: str = ""
+    """Of seaweedfs: where its buckets are folders."""
     _buckets: int = field(default=0)
 
     def next_name(self) -> str:
@@ -95,6 +102,45 @@ def make_moto_bucket(emulator: Emulator) -> str:
     """Make an empty one; returns its name."""
     name = emulator.next_name()
     emulator.request("PUT", f"/{name}", {"Authorization": "AWS4-HMAC-SHA256 Credential=k/20260101/us-east-1/s3/aws4"})
+    return name
+
+
+@contextlib.contextmanager
+def seaweedfs(programs: Path) -> Iterator[Emulator]:
+    """A store with S3's interface, of the key `ACCESS_KEY`; it verifies signatures and keeps objects on the disk."""
+    with tempfile.TemporaryDirectory(prefix="shardmill-weed-") as name:
+        directory = Path(name)
+        credentials = [{"accessKey": ACCESS_KEY[0], "secretKey": ACCESS_KEY[1]}]
+        identity = {
+            "name": "test",
+            "credentials": credentials,
+            "actions": ["Admin", "Read", "List", "Tagging", "Write"],
+        }
+        (directory / "s3.json").write_text(json.dumps({"identities": [identity]}))
+        (directory / "data").mkdir()
+        filer = ""
+
+        def command(port: str) -> Command:
+            nonlocal filer
+            places = ("master.port", "volume.port", "filer.port", *(f"{part}.port.grpc" for part in _WEED_PARTS))
+            ports = dict(zip(places, _free_ports(len(places)), strict=True))
+            filer = f"http://127.0.0.1:{ports['filer.port']}"
+            flags = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", f"-s3.port={port}", "-volume.max=400"]
+            flags += ["-master.volumeSizeLimitMB=64", "-s3.port.iceberg=0", f"-s3.config={directory / 's3.json'}"]
+            flags += [f"-{place}={number}" for place, number in ports.items()]
+            return [programs / "venv/bin/weed", "server", f"-dir={directory / 'data'}", *flags]
+
+        with _running("seaweedfs", command) as emulator:
+            emulator.filer = filer
+            yield emulator
+
+
+def make_seaweedfs_bucket(emulator: Emulator) -> str:
+    """Make an empty one; returns its name."""
+    name = emulator.next_name()
+    request = urllib.request.Request(f"{emulator.filer}/buckets/{name}/", method="POST")
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        answer.read()
     return name
 
 
@@ -235,6 +281,13 @@ def _sockets(pid: int) -> set[str]:
 
 
 def _free_port() -> str:
-    with contextlib.closing(socket.socket()) as found:
-        found.bind(("127.0.0.1", 0))
-        return str(found.getsockname()[1])
+    return _free_ports(1)[0]
+
+
+def _free_ports(count: int) -> list[str]:
+    """Different ones."""
+    with contextlib.ExitStack() as stack:
+        found = [stack.enter_context(contextlib.closing(socket.socket())) for _ in range(count)]
+        for each in found:
+            each.bind(("127.0.0.1", 0))
+        return [str(each.getsockname()[1]) for each in found]
