@@ -22,7 +22,7 @@ from shardmill import Client, WDTransform
 from shardmill.config import BucketSettings
 from shardmill.core.values import Secret
 from shardmill.testing import emulators
-from shardmill.testing.emulators import ACCOUNT, ACCOUNT_KEY, Emulator
+from shardmill.testing.emulators import ACCESS_KEY, ACCOUNT, ACCOUNT_KEY, Emulator
 from shardmill.testing.node import running_node
 from shardmill.testing.origins import put
 from tests.emulators.test_origins import opened
@@ -55,6 +55,13 @@ def s3(programs: Path, stack: contextlib.ExitStack) -> tuple[Emulator, str, dict
     emulator = stack.enter_context(emulators.moto(programs))
     name = emulators.make_moto_bucket(emulator)
     keys = {"access_key_id": "name", "secret_access_key": "secret"}
+    return emulator, f"s3://{name}", {"endpoint": emulator.endpoint, **keys}
+
+
+def seaweedfs(programs: Path, stack: contextlib.ExitStack) -> tuple[Emulator, str, dict[str, str]]:
+    emulator = stack.enter_context(emulators.seaweedfs(programs))
+    name = emulators.make_seaweedfs_bucket(emulator)
+    keys = {"access_key_id": ACCESS_KEY[0], "secret_access_key": ACCESS_KEY[1]}
     return emulator, f"s3://{name}", {"endpoint": emulator.endpoint, **keys}
 
 
@@ -139,7 +146,7 @@ def urls_of(client: Client, etl: WDTransform | None, uri: str, seed: int = 0) ->
     return client.expand_object_urls(uri, transform_id=etl.uuid, template=TEMPLATE, seed=seed, epoch=0)
 
 
-@pytest.mark.parametrize("cloud", [google, s3, azure, web])
+@pytest.mark.parametrize("cloud", [google, s3, seaweedfs, azure, web])
 def test_the_readme_over_a_cloud_cold_and_warm(cloud: Cloud, programs: Path, shards: Path, tmp_path: Path) -> None:
     """Cold the store is asked; warm it is gone. Either way the bytes are those of the same shards in a directory."""
     files = sorted(shards.glob("imagenet-train-*.tar"))[:COUNT]
