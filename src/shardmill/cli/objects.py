@@ -35,7 +35,7 @@ def list_objects(
         str | None, typer.Argument(metavar="URI", help="provider://bucket[/prefix]; default: buckets.")
     ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="All keys, not one level.")] = False,
-    long: Annotated[bool, typer.Option("--long", "-l", help="Size, time and ETag too.")] = False,
+    long: Annotated[bool, typer.Option("--long", "-l", help="Size, time, ETag, and how much is cached, too.")] = False,
     members: Annotated[bool, typer.Option("--members", help="The samples of the shard at URI.")] = False,
     cached: Annotated[
         bool, typer.Option("--cached", help="What is on the node's disk of a bucket with a store behind it.")
@@ -168,17 +168,39 @@ def _list_buckets(endpoint: str | None, *, json: bool) -> None:
 
 def _list_keys(handle: BucketHandle, prefix: str, delimiter: str, *, json: bool, long: bool) -> None:
     # Printed page by page: a bucket may hold millions.
-    for page in handle.pages(prefix, delimiter):
+    stale = incomplete = 0
+    for page in handle.pages(prefix, delimiter, stale=True):
+        if page.stale and not stale:
+            say(f"{handle.uri} is out of reach: {page.reason}")
+        stale += page.stale
+        incomplete += not page.complete
         entries: list[tuple[str, ObjectInfo | None]] = [(name, None) for name in page.prefixes]
         entries += [(item.key, item) for item in page.objects]
         for name, item in sorted(entries, key=lambda entry: entry[0].encode()):
             if json:
                 print_json(item if item is not None else {"prefix": name})
             elif long and item is not None:
-                print(f"{item.size:>14}  {time_text(item.modified):19}  {item.etag or '-':32}  {name}")
+                share = "" if item.cached is None else f"{share_text(item.cached, item.size):>6}  "
+                print(f"{item.size:>14}  {time_text(item.modified):19}  {item.etag or '-':32}  {share}{name}")
+            elif long:
+                share = f"{'':6}  " if any(other.cached is not None for other in page.objects) else ""
+                print(f"{'':14}  {'':19}  {'':32}  {share}{name}")
             else:
-                print(f"{'':14}  {'':19}  {'':32}  {name}" if long else name)
+                print(name)
         sys.stdout.flush()
+    if incomplete:
+        say("this is NOT the whole bucket: only what is on the node's disk of it was listed")
+    elif stale:
+        say("this is what the bucket held when it was listed last; it may have changed")
+    if stale:
+        raise typer.Exit(1)
+
+
+def share_text(cached: int, size: int) -> str:
+    """How much of an object is on the disk, in a column."""
+    if cached == size:
+        return "cached"
+    return f"{min(99, 100 * cached // size)}%" if cached else "-"
 
 
 def cached_text(cached: CachedInfo) -> str:

@@ -74,11 +74,21 @@ class BucketHandle:
             yield from page.objects
 
     def pages(
-        self, prefix: str = "", delimiter: str = "", *, after: str = "", limit: int = PAGE
+        self, prefix: str = "", delimiter: str = "", *, after: str = "", limit: int = PAGE, stale: bool = False
     ) -> Iterator[ObjectPage]:
-        """The listing's pages; with a delimiter they also carry the common prefixes."""
+        """The listing's pages; with a delimiter they also carry the common prefixes.
+
+        Args:
+            prefix: What the keys start with.
+            delimiter: Rolls up what has it behind the prefix.
+            after: Key or common prefix to begin behind.
+            limit: Of objects and prefixes on a page.
+            stale: While the store behind the bucket cannot be reached, give what the node knows of it instead of an
+                error; such pages are marked `stale`, and those that may leave objects out not `complete`.
+        """
         while True:
             query = {"bucket": self.uri, "prefix": prefix, "delimiter": delimiter, "after": after, "limit": str(limit)}
+            query["stale"] = "true" if stale else ""
             query = {name: value for name, value in query.items() if value}
             with self._transport.request("GET", "/api/objects", query=query) as answer:
                 page = msgspec.json.decode(answer.read_all(), type=ObjectPage)

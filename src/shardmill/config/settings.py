@@ -151,7 +151,7 @@ class CacheSettings:
     high: int = _setting(90, "Percent of the capacity that is never passed.", least=1)
     low: int = _setting(80, "Percent of the capacity down to which objects leave, the least used first.", least=1)
     absent: Seconds = _setting(Seconds(5), "Seconds that an object which a store has not is not asked for again.")
-    listing: Seconds = _setting(Seconds(10), "Seconds that a page of a listing is kept.")
+    listing: Seconds = _setting(Seconds(10), "Seconds that a page of a listing is believed.")
     look_ahead: int = _setting(2, "Objects of an announced list fetched ahead of the one that is read; 0: none.")
 
 

@@ -40,12 +40,20 @@ class ObjectInfo(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     etag: str | None = None
     checksum: str | None = None
     user: dict[str, str] = {}
+    cached: int | None = None
+    """Bytes of it on the node's disk; None: no store is behind the bucket, so all of them."""
 
 
-class ObjectPage(msgspec.Struct, frozen=True):
+class ObjectPage(msgspec.Struct, frozen=True, omit_defaults=True):
     objects: list[ObjectInfo]
     prefixes: list[str]
     next: str | None
+    stale: bool = False
+    """The bucket's store could not be asked: this is what was known of it. Only where that was asked for."""
+    complete: bool = True
+    """False: nothing was known of this page but what is on the node's disk, so there may be more."""
+    reason: str | None = None
+    """Of a stale page: why the store could not be asked."""
 
 
 class MemberInfo(msgspec.Struct, frozen=True, gc=False):

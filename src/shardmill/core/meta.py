@@ -34,3 +34,7 @@ class ListPage:
     prefixes: tuple[str, ...]
     next: str | None
     """Pass as `after` for the next page; None at the end."""
+    stale: str | None = None
+    """Why the bucket's store could not be asked, so that this is only what was known of it; None: it was."""
+    is_complete: bool = True
+    """False: of a stale page, that there may be objects which it leaves out."""

@@ -91,6 +91,19 @@ class ListObjects(Protocol):
         ...
 
 
+@runtime_checkable
+class ListKnown(Protocol):
+    """A store that may be out of reach, of which something is known all the same."""
+
+    async def list_known(self, *, prefix: str, delimiter: str, after: str, limit: int) -> ListPage:
+        """As `ListObjects.list`; out of reach: what is known, marked as stale. For people, not for work on objects."""
+        ...
+
+    def cached_bytes(self, meta: ObjectMeta) -> int:
+        """Bytes of that version that are on the disk; asks neither store nor disk."""
+        ...
+
+
 class PutObject(Protocol):
     async def put(
         self,

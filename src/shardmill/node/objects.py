@@ -9,7 +9,7 @@ from shardmill.core.errors import BucketNotFound, ObjectNotFound, PreconditionFa
 from shardmill.core.kept import KeepObject, Kept
 from shardmill.core.meta import ListPage, ObjectMeta
 from shardmill.core.refs import Bucket, ObjectRef
-from shardmill.core.sources import PutResult, PutWhole, ReadStore, Source, WriteStore
+from shardmill.core.sources import ListKnown, PutResult, PutWhole, ReadStore, Source, WriteStore
 from shardmill.node.access import Access, Action, Principal
 
 MAX_PAGE = 1000  # entries of one listing page
@@ -132,6 +132,25 @@ class Objects:
         self._access.check(principal, "read", bucket)
         store = self._buckets.store(bucket)
         return await store.list(prefix=prefix, delimiter=delimiter, after=after, limit=min(limit, MAX_PAGE))
+
+    async def list_known(
+        self, principal: Principal, bucket: Bucket, *, prefix: str, delimiter: str, after: str, limit: int
+    ) -> ListPage:
+        """As `list`; of a store that is out of reach what is known of it, so marked."""
+        self._access.check(principal, "read", bucket)
+        store = self._buckets.store(bucket)
+        look = store.list_known if isinstance(store, ListKnown) else store.list
+        return await look(prefix=prefix, delimiter=delimiter, after=after, limit=min(limit, MAX_PAGE))
+
+    def cached_bytes(
+        self, principal: Principal, bucket: Bucket, metas: Sequence[ObjectMeta]
+    ) -> Sequence[int] | Sequence[None]:
+        """How many bytes of each object of a page are cached; None: there is no store behind the bucket."""
+        self._access.check(principal, "read", bucket)
+        store = self._buckets.store(bucket)
+        if not isinstance(store, ListKnown):
+            return [None] * len(metas)
+        return [store.cached_bytes(meta) for meta in metas]
 
     async def check_put(self, principal: Principal, ref: ObjectRef, conditions: Conditions) -> None:
         """Refuse what can be refused before the body is read; `put` decides again.

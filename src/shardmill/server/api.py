@@ -70,18 +70,23 @@ class Api:
         return web.Response(status=204)
 
     async def objects(self, call: Call) -> web.StreamResponse:
-        query = call.query("bucket", "prefix", "delimiter", "after", "limit")
+        query = call.query("bucket", "prefix", "delimiter", "after", "limit", "stale")
         if "bucket" not in query:
             raise BadRequest("the parameter bucket is missing, e.g. /api/objects?bucket=ais://name")
-        page = await self._objects.list(
+        look = self._objects.list_known if flag_of(query, "stale") else self._objects.list
+        bucket = Bucket.parse(query["bucket"])
+        page = await look(
             call.principal,
-            Bucket.parse(query["bucket"]),
+            bucket,
             prefix=query.get("prefix", ""),
             delimiter=query.get("delimiter", ""),
             after=query.get("after", ""),
             limit=_limit(query.get("limit")),
         )
-        return json_answer(ObjectPage([_info(meta) for meta in page.objects], list(page.prefixes), page.next))
+        cached = self._objects.cached_bytes(call.principal, bucket, page.objects)
+        infos = [_info(meta, there) for meta, there in zip(page.objects, cached, strict=True)]
+        is_stale = page.stale is not None
+        return json_answer(ObjectPage(infos, list(page.prefixes), page.next, is_stale, page.is_complete, page.stale))
 
     async def cache(self, call: Call) -> web.StreamResponse:
         call.query()
@@ -259,9 +264,9 @@ def _announced(path: str) -> TransformedRef | ObjectRef:
     return parse_object_path(path) if path.startswith("/o/") else parse_transformed_path(path)
 
 
-def _info(meta: ObjectMeta) -> ObjectInfo:
+def _info(meta: ObjectMeta, cached: int | None) -> ObjectInfo:
     user = dict(meta.user) if meta.user else {}
-    return ObjectInfo(meta.key, meta.size, meta.modified, meta.etag, meta.checksum, user)
+    return ObjectInfo(meta.key, meta.size, meta.modified, meta.etag, meta.checksum, user, cached)
 
 
 def _bucket(call: Call) -> Bucket:

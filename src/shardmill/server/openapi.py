@@ -21,7 +21,7 @@ OPERATIONS: tuple[_Operation, ...] = (
         "List objects, one page.",
         None,
         api.ObjectPage,
-        ("bucket", "prefix", "delimiter", "after", "limit"),
+        ("bucket", "prefix", "delimiter", "after", "limit", "stale"),
     ),
     ("get", "/api/transforms", "List the transforms.", None, api.Transforms, ()),
     (

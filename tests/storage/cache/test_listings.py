@@ -83,3 +83,19 @@ def test_pages_take_no_more_than_their_share(monkeypatch: pytest.MonkeyPatch) ->
         assert store.asked == 5
 
     run(story())
+
+
+def test_the_last_page_outlives_its_time_but_no_change() -> None:
+    async def story() -> None:
+        store, pages = Store(), Listings(0.0)
+        await keys(pages, store)
+        store.keys.append("c")
+        await keys(pages, store)
+        last = pages.last(prefix="", delimiter="", after="", limit=1000)
+        assert last is not None
+        assert [meta.key for meta in last.objects] == ["a", "b", "c"]
+        assert pages.last(prefix="", delimiter="", after="", limit=999) is None
+        pages.clear()
+        assert pages.last(prefix="", delimiter="", after="", limit=1000) is None
+
+    run(story())

@@ -1,4 +1,4 @@
-"""Pages of an origin's listing, remembered for a moment."""
+"""Pages of an origin's listing: believed for a moment, and remembered for when it cannot be asked."""
 
 import time
 from collections import OrderedDict
@@ -33,8 +33,13 @@ class Listings:
             self._keep(asked, began, page)
         return page
 
+    def last(self, *, prefix: str, delimiter: str, after: str, limit: int) -> ListPage | None:
+        """The page as it was given last, however long ago, if nothing was changed since."""
+        found = self._pages.get((prefix, delimiter, after, limit))
+        return None if found is None else found[1]
+
     def clear(self) -> None:
-        """Something was changed."""
+        """Something was changed through this node: no page from before may be shown again."""
         self._changes += 1
         self._pages.clear()
         self._entries = 0
@@ -45,12 +50,9 @@ class Listings:
             self._entries -= _size(other[1])
         self._pages[asked] = began, page
         self._entries += _size(page)
-        # The oldest come first, and what is no longer believed is of no use.
-        while self._pages:
-            asked_at, oldest = next(iter(self._pages.values()))
-            if self._entries <= _KEPT and began - asked_at < self._seconds:
-                break
-            self._pages.popitem(last=False)
+        # The oldest come first.
+        while self._entries > _KEPT:
+            _, (_, oldest) = self._pages.popitem(last=False)
             self._entries -= _size(oldest)
 
 

@@ -17,6 +17,6 @@ class CachePolicy:
     absent_seconds: float = 5.0
     """How long an object that was not there is not asked for again."""
     list_seconds: float = 10.0
-    """How long a page of a listing is kept."""
+    """How long a page of a listing is believed."""
     pin: bool = False
     """Nothing of it is evicted."""

@@ -12,12 +12,15 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeVar
 
 from shardmill.core.conditions import Conditions
 from shardmill.core.errors import (
+    BackendUnavailable,
     BadRequest,
     BucketReadOnly,
     Conflict,
@@ -209,6 +212,17 @@ class CachedBucket(Inventory):
         if not isinstance(self.origin, ListOrigin):
             raise BadRequest(f"{self.bucket} cannot be listed: a web server tells no names; name the objects")
         return await self._listings.get(self.origin, prefix=prefix, delimiter=delimiter, after=after, limit=limit)
+
+    async def list_known(self, *, prefix: str, delimiter: str, after: str, limit: int) -> ListPage:
+        """As `list`; while the origin is away the page as it was last, or else of what is on the disk, marked so."""
+        try:
+            return await self.list(prefix=prefix, delimiter=delimiter, after=after, limit=limit)
+        except BackendUnavailable as error:
+            last = self._listings.last(prefix=prefix, delimiter=delimiter, after=after, limit=limit)
+            if last is not None:
+                return replace(last, stale=error.message)
+            look = partial(self.cached_page, prefix=prefix, delimiter=delimiter, after=after, limit=limit)
+            return replace(await self.in_thread(look), stale=error.message, is_complete=False)
 
     # Writing.
 
