@@ -117,8 +117,8 @@ class CacheDisk:
             victims = found
         self.used += size
         self._free -= size
-        await self.remove(victims)
         try:
+            await self.remove(victims)
             while self._leaving and self.used + self._leaving > self._high:
                 # What others let leave gives no room before its files have gone.
                 self._left.clear()
