@@ -56,8 +56,10 @@ def test_what_a_sender_leaves_behind_is_removed_at_the_store(moto: Emulator, buc
             wait_until(lambda: bool(unfinished(moto, bucket)), "no upload in parts was begun")
         wait_until(lambda: not unfinished(moto, bucket), "the upload in parts is left")
         assert handle.read() == old
+        fetched = client.cache().buckets[0].fetched
         handle.put(new)
         assert handle.read() == new
+        assert client.cache().buckets[0].fetched == fetched
         assert unfinished(moto, bucket) == []
 
 

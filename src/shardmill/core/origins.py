@@ -33,6 +33,8 @@ class OriginFacts:
     """User metadata, names in lower case."""
     takes_ranges: bool = True
     """False: it answered a range with the whole, or says that it would; then a range costs all that lies before it."""
+    is_confirmed: bool = True
+    """False: of a write whose version the store did not name, or does not name as the current one afterwards."""
 
     @property
     def validator(self) -> Validator:

@@ -44,7 +44,14 @@ def make(size: int, seed: int = 0) -> bytes:
 
 @asynccontextmanager
 async def open_cache(
-    origin: Web, data: Path, policy: CachePolicy | None = None, *, capacity: int = 0, high: int = 100, low: int = 80
+    origin: Web,
+    data: Path,
+    policy: CachePolicy | None = None,
+    *,
+    capacity: int = 0,
+    high: int = 100,
+    low: int = 80,
+    client: Callable[[str, aiohttp.ClientSession], WebOrigin] = WebOrigin,
 ) -> AsyncIterator[CachedBucket]:
     """The cache of one bucket in `data`."""
     data.mkdir(exist_ok=True)
@@ -54,7 +61,7 @@ async def open_cache(
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
             CachedBucket.open_directory(
                 BUCKET,
-                WebOrigin(origin.url, session),
+                client(origin.url, session),
                 data / "bucket",
                 disk=disk,
                 policy=policy or CachePolicy(),

@@ -19,7 +19,7 @@ from shardmill.storage.steps import finish
 from shardmill.storage.trailer import BLOCK
 
 _MAX_QUEUED = 4 << 20  # bytes read ahead of the disk, of one read
-_MAX_PIECES = 512  # buffers in one call of the kernel
+MAX_PIECES = 512  # buffers in one call of the kernel
 _LINGER = 0.005  # seconds at most that bytes wait for more: a visit to a thread costs as much as writing many of them
 _KEEP_SIZE, _PUNCH = 0x01, 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE; with FALLOC_FL_PUNCH_HOLE
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV)
@@ -39,7 +39,7 @@ class Queue:
 
     async def put(self, piece: memoryview) -> None:
         """Append one; waits while too much is queued, or the other end takes nothing more."""
-        while self._size >= _MAX_QUEUED or len(self._pieces) >= _MAX_PIECES:
+        while self._size >= _MAX_QUEUED or len(self._pieces) >= MAX_PIECES:
             self._emptied.clear()
             await self._emptied.wait()
         self._pieces.append(piece)
@@ -71,7 +71,7 @@ class Queue:
 
     @property
     def _is_enough(self) -> bool:
-        return self._size >= self._least or len(self._pieces) >= _MAX_PIECES or self._is_ended
+        return self._size >= self._least or len(self._pieces) >= MAX_PIECES or self._is_ended
 
 
 async def copy(pieces: AsyncIterable[memoryview], write: Callable[[Queue], Awaitable[None]]) -> None:

@@ -1,5 +1,6 @@
 """How a cache treats what it has."""
 
+import time
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,3 +21,13 @@ class CachePolicy:
     """How long a page of a listing is believed."""
     pin: bool = False
     """Nothing of it is evicted."""
+
+    def is_current(self, asked: float, arrived: float) -> bool:
+        """Whether what the origin told at `asked` does for who has come at `arrived`; monotonic times."""
+        match self.revalidate:
+            case "never":
+                return True
+            case "ttl":
+                return time.monotonic() - asked < self.ttl
+            case "always":
+                return asked >= arrived

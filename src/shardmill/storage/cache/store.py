@@ -27,6 +27,7 @@ from shardmill.core.errors import (
     InsufficientStorage,
     ObjectNotFound,
     RangeNotSatisfiable,
+    ShardmillError,
 )
 from shardmill.core.kept import Kept
 from shardmill.core.meta import ListPage, ObjectMeta
@@ -35,6 +36,7 @@ from shardmill.core.refs import Bucket
 from shardmill.core.sources import CacheStatistics, Source
 from shardmill.storage.cache.absent import Absent
 from shardmill.storage.cache.blocks import Blocks
+from shardmill.storage.cache.copying import Copy, keeping
 from shardmill.storage.cache.disk import CacheDisk
 from shardmill.storage.cache.entry import SINGLE, Entry
 from shardmill.storage.cache.inventory import Inventory
@@ -49,7 +51,7 @@ from shardmill.storage.cache.upstream import Counters, Version
 from shardmill.storage.cache.versions import Known, facts_of, facts_version
 from shardmill.storage.cache.width import Width
 from shardmill.storage.cache.window import Memory, Window
-from shardmill.storage.cache.writing import OpenToWriting, checked, delete_through, put_through
+from shardmill.storage.cache.writing import OpenToWriting, Writes, checked, delete_through, put_through
 from shardmill.storage.kept import KeptKeys, Shelf
 from shardmill.storage.locks import KeyLocks
 from shardmill.storage.pool import Stored
@@ -96,6 +98,7 @@ class CachedBucket(Inventory):
         self._absent = Absent(policy.absent_seconds)
         self._locks = KeyLocks()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._writes = Writes()
         self._memory = Memory()
         self._listings = Listings(policy.list_seconds)
         self.is_keeping = policy.revalidate != "always"
@@ -201,7 +204,7 @@ class CachedBucket(Inventory):
         known, entry = self._known.get(key), self._entries.get(key)
         if known is None or entry is None or entry.version != known.record.version:
             return None
-        return entry if entry.is_complete and self._is_current(known, time.monotonic()) else None
+        return entry if entry.is_complete and self.policy.is_current(known.asked, time.monotonic()) else None
 
     async def head(self, key: str) -> ObjectMeta:
         _, known = await self._find(key, time.monotonic(), None)
@@ -236,40 +239,60 @@ class CachedBucket(Inventory):
         conditions: Conditions,
         checksum: str | None,
     ) -> Stored:
-        """Store at the origin, which judges the conditions; what is cached of the old version goes."""
-        facts, created = await put_through(
-            self._writable_origin(),
-            f"{self.bucket}/{key}",
-            key,
-            checked(body, size=size, checksum=checksum),
-            size=size,
-            user=user,
-            conditions=conditions,
-        )
-        await finish(self._replace(key, facts))
-        meta = self._known[key].record.meta if key in self._known else await self.head(key)
-        return Stored(meta, created=created)
+        """Store at the origin, which judges the conditions; what came of it is then what is cached."""
+        origin = self._writable_origin()
+        path, _ = self._paths(key)
+        with self._writes.begin(key) as write:
+            async with keeping(path, self.disk, size) as copy:
+                body = copy.passed(checked(body, size=size, checksum=checksum))
+                facts, created = await put_through(
+                    origin, f"{self.bucket}/{key}", key, body, size=size, user=user, conditions=conditions
+                )
+                await finish(self._replace(key, facts if write.is_alone else None, copy))
+        if facts.size is None or facts.validator == "none":
+            return Stored(await self.head(key), created=created)
+        record = CacheRecord.of(self.bucket, facts, facts.size, facts.version, time.time())
+        return Stored(record.meta, created=created)
 
     async def delete(self, key: str, *, conditions: Conditions) -> None:
         """Remove it at the origin, then here."""
-        await delete_through(self._writable_origin(), f"{self.bucket}/{key}", key, conditions)
-        await finish(self._replace(key, None))
+        with self._writes.begin(key):
+            await delete_through(self._writable_origin(), f"{self.bucket}/{key}", key, conditions)
+            await finish(self._replace(key, None, None))
 
     def _writable_origin(self) -> OpenToWriting:
         if not isinstance(self.origin, OpenToWriting):
             raise BucketReadOnly(f"{self.bucket}: its origin cannot be written to")
         return self.origin
 
-    async def _replace(self, key: str, facts: OriginFacts | None) -> None:
-        """The origin has this version now, or none."""
+    async def _replace(self, key: str, facts: OriginFacts | None, copy: Copy | None) -> None:
+        """The origin has this version now, and `copy` may be of it; None: another one, or none."""
         async with self._locks.hold(key):
             self._listings.clear()
             self._absent.forget(key)
             self._known.pop(key, None)
-            if facts is not None and facts.size is not None and facts.validator != "none":
-                await self._learn(key, facts, time.monotonic())
-            else:
+            if facts is None or copy is None or not facts.is_confirmed or facts.validator == "none":
                 await self._drop(key)
+                return
+            whole = await copy.take(facts)
+            if whole is None:
+                await self._learn(key, facts, time.monotonic())
+                return
+            await self._drop(key)
+            record = CacheRecord.of(self.bucket, facts, whole.size, facts.version, time.time())
+            entry = self._give_whole(record, copy.path, whole.blocks, whole.taken, is_versioned=True)
+            self._remember(key, Known(record, facts, True, time.monotonic()))
+            await self._publish(entry)
+
+    async def _publish(self, entry: Entry) -> None:
+        """Keep it for the next process, too."""
+        try:
+            await entry.lease()
+        except (ShardmillError, OSError):
+            # It is at the origin, and is fetched again.
+            await self._remove(entry)
+        else:
+            entry.unlease()
 
     # What it has.
 
@@ -346,7 +369,7 @@ class CachedBucket(Inventory):
         if self._absent.has(key, arrived):
             raise ObjectNotFound(f"no object {self.bucket}/{key}")
         known = self._known.get(key)
-        if known is None or not self._is_current(known, arrived):
+        if known is None or not self.policy.is_current(known.asked, arrived):
             return None
         entry, known = self._current(key)
         if expected is None:
@@ -356,15 +379,6 @@ class CachedBucket(Inventory):
         # Bytes that have to be fetched are asked for with the version that is current then.
         is_needless = entry.has(*expected) or entry.is_arriving or known.asked >= arrived
         return (entry, known) if is_needless else None
-
-    def _is_current(self, known: Known, arrived: float) -> bool:
-        match self.policy.revalidate:
-            case "never":
-                return True
-            case "ttl":
-                return time.monotonic() - known.asked < self.policy.ttl
-            case "always":
-                return known.asked >= arrived
 
     def _current(self, key: str) -> tuple[Entry | None, Known]:
         known = self._known[key]
@@ -509,7 +523,7 @@ class CachedBucket(Inventory):
 
     async def _take_unsized(self, key: str, read: OriginRead | None, stop: int, asked: float) -> None:
         """An object whose size shows at its end: all of it comes first. `read` is of its bytes up to `stop`, if any."""
-        path, log = self._paths(key)
+        path, _ = self._paths(key)
         whole = None if read is None else await take_whole(read, path, self.disk, self.counters, stop=stop)
         if read is None or whole is None:
             async with self.origin.read(key) as read:
@@ -521,11 +535,7 @@ class CachedBucket(Inventory):
         record = CacheRecord.of(self.bucket, facts, size, version, time.time())
         await self._drop(key)
         if whole.taken is not None:
-            blocks, is_pinned = Blocks(size, whole.hashes), self.policy.pin
-            entry = Entry(self, record, path=path, log=log, blocks=blocks, is_made=True, is_pinned=is_pinned)
-            entry.taken = whole.taken
-            entry.is_versioned = is_versioned
-            self._give(entry)
+            self._give_whole(record, path, Blocks(size, whole.hashes), whole.taken, is_versioned=is_versioned)
         self._remember(key, Known(record, facts, is_versioned, asked))
 
     async def _drop(self, key: str) -> None:
@@ -573,6 +583,15 @@ class CachedBucket(Inventory):
     def _give(self, entry: Entry) -> None:
         self._entries[entry.key] = entry
         self.disk.add(entry)
+
+    def _give_whole(self, record: CacheRecord, path: Path, blocks: Blocks, taken: int, *, is_versioned: bool) -> Entry:
+        """Of a file that has all bytes, which is published by whoever leases it first."""
+        log, is_pinned = path.with_suffix(".log"), self.policy.pin
+        entry = Entry(self, record, path=path, log=log, blocks=blocks, is_made=True, is_pinned=is_pinned)
+        entry.taken = taken
+        entry.is_versioned = is_versioned
+        self._give(entry)
+        return entry
 
     def _paths(self, key: str) -> tuple[Path, Path]:
         """A name of its own for each file, so that one that is being removed is never that of another."""

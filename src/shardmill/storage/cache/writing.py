@@ -1,6 +1,7 @@
 """A body on its way through to an origin: counted and hashed, so that a wrong one fails before the origin keeps it."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 import xxhash
@@ -13,6 +14,37 @@ from shardmill.core.origins import OriginFacts, ReadOrigin, WriteOrigin
 @runtime_checkable
 class OpenToWriting(ReadOrigin, WriteOrigin, Protocol):
     """An origin that can be read and written to."""
+
+
+class Write:
+    """One change of an object on its way to the origin."""
+
+    def __init__(self) -> None:
+        self.is_alone = True
+        """No other change of the same object was under way with it: only then is known what the origin has after it."""
+
+
+class Writes:
+    """What changes of objects are under way."""
+
+    def __init__(self) -> None:
+        self._begun: dict[str, list[Write]] = {}
+
+    @contextmanager
+    def begin(self, key: str) -> Iterator[Write]:
+        """For as long as a change takes, until its outcome is noted here."""
+        others = self._begun.setdefault(key, [])
+        write = Write()
+        others.append(write)
+        if len(others) > 1:
+            for other in others:
+                other.is_alone = False
+        try:
+            yield write
+        finally:
+            others.remove(write)
+            if not others:
+                del self._begun[key]
 
 
 async def checked(

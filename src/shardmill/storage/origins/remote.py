@@ -344,16 +344,17 @@ class RemoteOrigin:
     async def _stored(
         self, key: str, size: int, result: Any, user: Mapping[str, str], content_type: str | None
     ) -> OriginFacts:
-        """The facts of what was stored; its date is the store's unless it was replaced already."""
+        """The facts of what was stored, as the store has them unless it was replaced already."""
         etag = _strong(result["e_tag"])
-        stored = OriginFacts(key, size, etag, time.time(), content_type, {n.lower(): v for n, v in user.items()})
+        names = {name.lower(): value for name, value in user.items()}
+        stored = OriginFacts(key, size, etag, time.time(), content_type, names, is_confirmed=False)
         try:
             now = await self.head(key)
         except (BackendUnavailable, BackendDenied, ObjectNotFound):
             return stored
         if etag is None:
-            return now
-        return replace(stored, modified=now.modified) if now.etag == etag else stored
+            return replace(now, is_confirmed=False)
+        return now if now.etag == etag else stored
 
     async def _asked(self, begin: Callable[[], Awaitable[Any]], key: str) -> Any:
         """What the library answers to a call; raises what its errors mean. Without credentials it is not begun."""
