@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from shardmill.core.errors import ShardmillError
 from shardmill.core.kept import Kept
+from shardmill.server.body import AHEAD
 from shardmill.server.front.bodies import SLICE, TAIL, FileBody, limit_send_buffer, read_whole, send_blocks, send_now
 from shardmill.server.front.desk import COPIED, SMALL, Desk
 from shardmill.server.front.framed_bodies import FramedBody, send_framed_blocks
@@ -558,7 +559,7 @@ class FrontConnection(StoringConnection):
             await source.ensure(ready.start, ready.stop)
             body = await read_whole(desk, source.descriptor, ready.start, ready.stop)
         elif source is not None and size:
-            await source.ensure_some(ready.start, ready.stop)
+            await source.ensure_some(ready.start, min(ready.stop, ready.start + AHEAD))
         if kept.is_there is not None and not kept.is_there():
             kept.leave()
             return None
