@@ -12,16 +12,12 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import replace
-from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeVar
 
 from shardmill.core.conditions import Conditions
 from shardmill.core.errors import (
-    BackendUnavailable,
-    BadRequest,
     BucketReadOnly,
     Conflict,
     InsufficientStorage,
@@ -30,8 +26,8 @@ from shardmill.core.errors import (
     ShardmillError,
 )
 from shardmill.core.kept import Kept
-from shardmill.core.meta import ListPage, ObjectMeta
-from shardmill.core.origins import ListOrigin, OriginFacts, OriginRead, ReadOrigin
+from shardmill.core.meta import ObjectMeta
+from shardmill.core.origins import OriginFacts, OriginRead, ReadOrigin
 from shardmill.core.refs import Bucket
 from shardmill.core.sources import CacheStatistics, Source
 from shardmill.storage.cache.absent import Absent
@@ -39,9 +35,8 @@ from shardmill.storage.cache.blocks import Blocks
 from shardmill.storage.cache.copying import Copy, keeping
 from shardmill.storage.cache.disk import CacheDisk
 from shardmill.storage.cache.entry import SINGLE, Entry
-from shardmill.storage.cache.inventory import Inventory
 from shardmill.storage.cache.keeping import KeptEntry, open_kept
-from shardmill.storage.cache.listings import Listings
+from shardmill.storage.cache.listed import Listed
 from shardmill.storage.cache.loading import find_kept
 from shardmill.storage.cache.policy import CachePolicy
 from shardmill.storage.cache.record import CacheRecord
@@ -66,7 +61,7 @@ _KNOWN = 100_000  # versions remembered
 _READS = 64  # of the origin at once
 
 
-class CachedBucket(Inventory):
+class CachedBucket(Listed):
     """Use `CachedBucket.open_directory`.
 
     Args:
@@ -85,9 +80,7 @@ class CachedBucket(Inventory):
         threads: ThreadPoolExecutor,
         shelf: Shelf,
     ) -> None:
-        super().__init__()
-        self.bucket = str(bucket)
-        self.origin = origin
+        super().__init__(bucket, origin, policy.list_seconds)
         self.disk = disk
         self.policy = policy
         self.width = Width()
@@ -100,7 +93,6 @@ class CachedBucket(Inventory):
         self._tasks: set[asyncio.Task[None]] = set()
         self._writes = Writes()
         self._memory = Memory()
-        self._listings = Listings(policy.list_seconds)
         self.is_keeping = policy.revalidate != "always"
         """Else the origin is asked at each opening, which takes more than a look."""
         self._kept = KeptKeys(shelf, self._is_there)
@@ -209,23 +201,6 @@ class CachedBucket(Inventory):
     async def head(self, key: str) -> ObjectMeta:
         _, known = await self._find(key, time.monotonic(), None)
         return known.record.meta
-
-    async def list(self, *, prefix: str, delimiter: str, after: str, limit: int) -> ListPage:
-        """One page, as the origin gives it or gave it a moment ago."""
-        if not isinstance(self.origin, ListOrigin):
-            raise BadRequest(f"{self.bucket} cannot be listed: a web server tells no names; name the objects")
-        return await self._listings.get(self.origin, prefix=prefix, delimiter=delimiter, after=after, limit=limit)
-
-    async def list_known(self, *, prefix: str, delimiter: str, after: str, limit: int) -> ListPage:
-        """As `list`; while the origin is away the page as it was last, or else of what is on the disk, marked so."""
-        try:
-            return await self.list(prefix=prefix, delimiter=delimiter, after=after, limit=limit)
-        except BackendUnavailable as error:
-            last = self._listings.last(prefix=prefix, delimiter=delimiter, after=after, limit=limit)
-            if last is not None:
-                return replace(last, stale=error.message)
-            look = partial(self.cached_page, prefix=prefix, delimiter=delimiter, after=after, limit=limit)
-            return replace(await self.in_thread(look), stale=error.message, is_complete=False)
 
     # Writing.
 
