@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from email.utils import formatdate
 from hashlib import blake2b
 from typing import Literal
-from urllib.parse import parse_qsl, quote, unquote
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import numpy as np
 
@@ -46,6 +46,8 @@ START_SECONDS = 10.0
 
 PAGE = b"<!DOCTYPE html><html><head><title>Sign in</title></head><body>Please sign in to go on.</body></html>\n"
 """What a proxy that wants a login answers in place of an object, with status 200."""
+
+_COPIES = ("x-amz-copy-source", "x-goog-copy-source", "x-ms-copy-source")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,12 @@ class Request:
     @property
     def path(self) -> str:
         return unquote(self.target.partition("?")[0])
+
+    @property
+    def copied(self) -> str | None:
+        """Path of the object that a PUT asks to be copied; None: it brings its own bytes."""
+        found = next((self.headers[name] for name in _COPIES if name in self.headers), None)
+        return None if found is None else "/" + unquote(urlsplit(found).path).lstrip("/")
 
     @property
     def query(self) -> dict[str, str]:
@@ -242,7 +250,11 @@ class FaultServer:
         answer = _Answer(request, served, faults, writer)
         if request.method == "PUT" and answer.fault("status") is None:
             with self._lock:
-                self._objects[request.path] = _stored(request)
+                stored = _stored(request) if request.copied is None else self._objects.get(request.copied)
+                if stored is None:
+                    faults.append(Fault("status", status=404))
+                else:
+                    self._objects[request.path] = stored
         if request.query.get("list-type") == "2":
             answer.listing = _listing(request, self.objects(), self.lists)
         elif request.query.get("comp") == "list":

@@ -10,6 +10,7 @@ from shardmill.core.errors import (
     BackendDenied,
     BackendUnavailable,
     BadRequest,
+    ObjectNotFound,
     PreconditionFailed,
     ShardmillError,
 )
@@ -122,11 +123,14 @@ def test_a_write_that_is_refused_leaves_the_old_object(
 def test_a_copy_is_the_stores_to_make(dialect: Dialect) -> None:
     async def story() -> None:
         with fault_server() as server:
-            server.put("/bucket/object one", b"x")
+            server.put("/bucket/dir/object one", b"x")
             async with opened(dialect, server, prefix="dir/") as origin:
                 assert isinstance(origin, WriteOrigin)
                 await origin.copy("object one", "two")
-            (request,) = server.asked("PUT")
+                assert server.objects()["/bucket/dir/two"].data == b"x"
+                with pytest.raises(ObjectNotFound):
+                    await origin.copy("none", "two")
+            request, _ = server.asked("PUT")
             assert request.path == "/bucket/dir/two"
             # Google decodes the name; the library encodes all of it, slashes too.
             slash = "%2F" if dialect == "gs" else "/"
