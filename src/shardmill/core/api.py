@@ -44,6 +44,17 @@ class ObjectInfo(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """Bytes of it on the node's disk; None: no store is behind the bucket, so all of them."""
 
 
+class CopyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /api/objects/copy`."""
+
+    source: str
+    """`provider://bucket/key`."""
+    destination: str
+    """`provider://bucket/key`; replaced if there is one."""
+    if_absent: bool = False
+    """Leave an existing object alone, and fail."""
+
+
 class ObjectPage(msgspec.Struct, frozen=True, omit_defaults=True):
     objects: list[ObjectInfo]
     prefixes: list[str]

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import msgspec
 
+MAX_USER = 2048  # bytes of user metadata, names included
+
 
 class ObjectMeta(msgspec.Struct, frozen=True, gc=False):
     """One version of an object, as a HEAD tells it. Length, ETag and bytes of an answer are always of one version."""

@@ -166,6 +166,19 @@ class DeleteObject(Protocol):
         ...
 
 
+@runtime_checkable
+class CopyObject(Protocol):
+    """A store that has its objects copied where they are."""
+
+    async def copy(self, key: str, target: str) -> "PutResult":
+        """Copy the current version, in place of what is at `target`; no byte comes here.
+
+        Raises:
+            ObjectNotFound: There is no source.
+        """
+        ...
+
+
 class PutResult(Protocol):
     @property
     def meta(self) -> ObjectMeta: ...

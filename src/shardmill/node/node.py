@@ -14,6 +14,7 @@ from shardmill.node.ahead import LookAhead
 from shardmill.node.batches import Batches
 from shardmill.node.cache import Cache
 from shardmill.node.coming import Coming
+from shardmill.node.copies import Copies
 from shardmill.node.finished import FinishedResults
 from shardmill.node.objects import Objects
 from shardmill.node.results import KeptResults
@@ -39,6 +40,7 @@ class Node:
     batches: Batches
     results: KeptResults
     cache: Cache
+    copies: Copies
 
     @classmethod
     @asynccontextmanager
@@ -102,7 +104,8 @@ class Node:
             finished = FinishedResults(engine, objects, ahead, results)
             shards, kept = Shards(engine, objects, members), KeptResults(results, access, engine.versions)
             batches = Batches(objects, shards)
-            yield cls(config, objects, transforms, finished, shards, batches, kept, cache)
+            copies = Copies(objects, config.storage.max_object)
+            yield cls(config, objects, transforms, finished, shards, batches, kept, cache, copies)
 
     def describe(self) -> ConfigInfo:
         """The effective configuration, secrets masked."""

@@ -9,7 +9,7 @@ from shardmill.core.errors import BucketNotFound, ObjectNotFound, PreconditionFa
 from shardmill.core.kept import KeepObject, Kept
 from shardmill.core.meta import ListPage, ObjectMeta
 from shardmill.core.refs import Bucket, ObjectRef
-from shardmill.core.sources import ListKnown, PutResult, PutWhole, ReadStore, Source, WriteStore
+from shardmill.core.sources import CopyObject, ListKnown, PutResult, PutWhole, ReadStore, Source, WriteStore
 from shardmill.node.access import Access, Action, Principal
 
 MAX_PAGE = 1000  # entries of one listing page
@@ -205,6 +205,15 @@ class Objects:
         return isinstance(store, PutWhole) and store.put_whole(
             ref.key, body, user=user, conditions=conditions, checksum=checksum, done=done
         )
+
+    async def copy_in_store(self, principal: Principal, source: ObjectRef, target: ObjectRef) -> PutResult | None:
+        """Have the store behind both copy the one over the other; None: there is none, or it is not the same."""
+        self._access.check(principal, "read", source.bucket)
+        self._access.check(principal, "write", target.bucket)
+        store = self._buckets.writable(target.bucket)
+        if source.bucket != target.bucket or not isinstance(store, CopyObject):
+            return None
+        return await store.copy(source.key, target.key)
 
     async def delete(self, principal: Principal, ref: ObjectRef, *, conditions: Conditions) -> None:
         """Remove one object."""

@@ -11,6 +11,7 @@ from aiohttp import web
 from shardmill.core.api import (
     Announcement,
     Buckets,
+    CopyRequest,
     EnvironmentList,
     MemberInfo,
     MemberPage,
@@ -87,6 +88,15 @@ class Api:
         infos = [_info(meta, there) for meta, there in zip(page.objects, cached, strict=True)]
         is_stale = page.stale is not None
         return json_answer(ObjectPage(infos, list(page.prefixes), page.next, is_stale, page.is_complete, page.stale))
+
+    async def copy(self, call: Call) -> web.StreamResponse:
+        """201 new, 200 replaced."""
+        call.query()
+        body = await read_body(call, BODY, "a copy", self._node.config.server.body_timeout)
+        wanted = await decode_body(body, CopyRequest, "a copy")
+        source, target = ObjectRef.parse(wanted.source), ObjectRef.parse(wanted.destination)
+        result = await self._node.copies.copy(call.principal, source, target, if_absent=wanted.if_absent)
+        return json_answer(_info(result.meta, None), status=201 if result.created else 200)
 
     async def cache(self, call: Call) -> web.StreamResponse:
         call.query()

@@ -82,6 +82,7 @@ class App:
             "/metrics": {"GET": self._show_metrics},
             "/api/buckets": {"GET": api.buckets},
             "/api/objects": {"GET": api.objects},
+            "/api/objects/copy": {"POST": api.copy},
             "/api/members": {"GET": api.members},
             "/api/batch": {"POST": batch.post},
             "/api/transforms": {"GET": api.transforms, "POST": api.register},

@@ -23,6 +23,14 @@ OPERATIONS: tuple[_Operation, ...] = (
         api.ObjectPage,
         ("bucket", "prefix", "delimiter", "after", "limit", "stale"),
     ),
+    (
+        "post",
+        "/api/objects/copy",
+        "Copy an object inside the node: 201 new, 200 replaced.",
+        api.CopyRequest,
+        api.ObjectInfo,
+        (),
+    ),
     ("get", "/api/transforms", "List the transforms.", None, api.Transforms, ()),
     (
         "post",

@@ -18,7 +18,7 @@ import msgspec
 
 from shardmill.core.conditions import Conditions
 from shardmill.core.errors import RequestTimeout, ShardmillError
-from shardmill.core.meta import ObjectMeta
+from shardmill.core.meta import MAX_USER, ObjectMeta
 from shardmill.core.paths import parse_object_path
 from shardmill.core.refs import ObjectRef
 from shardmill.core.sources import PutResult
@@ -27,7 +27,7 @@ from shardmill.node.objects import Objects
 from shardmill.server.errors import error_answer, error_body
 from shardmill.server.front.gate import FIELD, HARMLESS, MAX_HEAD
 from shardmill.server.intake import LEAST_RATE
-from shardmill.server.objects import MAX_USER, META, parse_checksum
+from shardmill.server.objects import META, parse_checksum
 from shardmill.server.security import HostRules
 
 SMALL = 64 << 10  # bytes of a body that is stored in one step

@@ -46,7 +46,7 @@ from shardmill.storage.cache.upstream import Counters, Version
 from shardmill.storage.cache.versions import Known, facts_of, facts_version
 from shardmill.storage.cache.width import Width
 from shardmill.storage.cache.window import Memory, Window
-from shardmill.storage.cache.writing import OpenToWriting, Writes, checked, delete_through, put_through
+from shardmill.storage.cache.writing import OpenToWriting, Writes, checked, copy_through, delete_through, put_through
 from shardmill.storage.kept import KeptKeys, Shelf
 from shardmill.storage.locks import KeyLocks
 from shardmill.storage.pool import Stored
@@ -228,6 +228,17 @@ class CachedBucket(Listed):
             return Stored(await self.head(key), created=created)
         record = CacheRecord.of(self.bucket, facts, facts.size, facts.version, time.time())
         return Stored(record.meta, created=created)
+
+    async def copy(self, key: str, target: str) -> Stored:
+        """Copy at the origin; what is cached of the old version of `target` goes, whatever becomes of the copy."""
+        facts: OriginFacts | None = None
+        with self._writes.begin(target) as write:
+            try:
+                facts, created = await copy_through(self._writable_origin(), key, target)
+            finally:
+                # An origin that fails, or is not waited for, may have made the copy.
+                await finish(self._replace(target, facts if write.is_alone else None, None))
+        return Stored(await self.head(target), created=created)
 
     async def delete(self, key: str, *, conditions: Conditions) -> None:
         """Remove it at the origin, then here."""

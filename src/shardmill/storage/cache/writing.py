@@ -106,6 +106,13 @@ async def put_through(
     return facts, current is None
 
 
+async def copy_through(origin: OpenToWriting, key: str, target: str) -> tuple[OriginFacts, bool]:
+    """Have the origin copy an object over another; True: there was none. Raises ObjectNotFound."""
+    current = await _current(origin, target)
+    await origin.copy(key, target)
+    return await origin.head(target), current is None
+
+
 async def delete_through(origin: OpenToWriting, label: str, key: str, conditions: Conditions) -> None:
     """Remove an object at its origin; raises ObjectNotFound, PreconditionFailed."""
     current = await _current(origin, key)
