@@ -14,7 +14,7 @@ import pytest
 
 from shardmill import __version__
 from shardmill.cli.main import run
-from shardmill.client import Client, ObjectReader
+from shardmill.client import Client, ObjectHandle, ObjectReader
 from shardmill.client.downloading import Download
 from shardmill.testing.node import RunningNode
 
@@ -225,6 +225,62 @@ def test_cp_between_buckets_and_rm(shell: Shell, bucket: str, client: Client, sh
     ok(shell("rm", f"{bucket}/val/imagenet-val-{{000000..000002}}.tar"))
     ok(shell("rm", "-r", f"{bucket}/val/"))
     assert [item.key for item in client.bucket(bucket).list()] == [f"copies/{SHARD}"]
+
+
+def test_cp_by_the_node_moves_no_byte_through_here(
+    shell: Shell, bucket: str, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.object(f"{bucket}/in/a-1").put(b"one", meta={"k": "v"})
+    client.object(f"{bucket}/in/a-2").put(b"second")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("bytes came to the client")
+
+    monkeypatch.setattr(ObjectHandle, "get", refuse)
+    monkeypatch.setattr(ObjectHandle, "put", refuse)
+    ok(shell("cp", f"{bucket}/in/a-1", f"{bucket}/one"))
+    ok(shell("cp", client.object(f"{bucket}/in/a-1").url(), f"{bucket}/url/"))
+    ok(shell("cp", "-r", f"{bucket}/in/", f"{bucket}/below"))
+    ok(shell("cp", f"{bucket}/{{in,in}}/a-{{1..2}}", f"{bucket}/braces/"))
+    ok(shell("cp", f"{bucket}/in/a-%d", f"{bucket}/counted"))
+    monkeypatch.undo()
+    copies = [
+        "below/a-1",
+        "below/a-2",
+        "braces/in/a-1",
+        "braces/in/a-2",
+        "counted/a-1",
+        "counted/a-2",
+        "one",
+        "url/a-1",
+    ]
+    assert [item.key for item in client.bucket(bucket).list() if not item.key.startswith("in/")] == copies
+    for key in copies:
+        assert client.object(f"{bucket}/{key}").read() == (b"second" if key.endswith("2") else b"one")
+    assert dict(client.object(f"{bucket}/one").head().user) == {"k": "v"}
+    assert shell("cp", f"{bucket}/none", f"{bucket}/x")[0] == 1
+    assert shell("cp", f"{bucket}/none-%d", f"{bucket}/x")[0] == 1
+
+
+def test_cp_passes_what_is_large_or_a_member_through_here(
+    shell: Shell, bucket: str, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shardmill.cli.transfer.BY_THE_NODE", 3)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the node was asked to copy")
+
+    monkeypatch.setattr(ObjectHandle, "copy_to", refuse)
+    client.object(f"{bucket}/large").put(b"four", meta={"k": "v"})
+    ok(shell("cp", f"{bucket}/large", f"{bucket}/copy"))
+    assert (client.object(f"{bucket}/copy").read(), client.object(f"{bucket}/copy").head().user) == (
+        b"four",
+        {"k": "v"},
+    )
+    member = next(client.bucket(IMAGENET).object(SHARD).members())
+    handle = client.bucket(IMAGENET).object(SHARD).member(member.name)
+    ok(shell("cp", handle.url(), f"{bucket}/member"))
+    assert client.object(f"{bucket}/member").read() == handle.read()
 
 
 def test_mb_rb_and_stat(shell: Shell, client: Client) -> None:

@@ -32,7 +32,7 @@ from shardmill.cli.locations import (
     split_prefix,
 )
 from shardmill.cli.output import Advance, JsonOption, print_json, progress, say, size_text, summary
-from shardmill.client import Client, ObjectReader
+from shardmill.client import BucketHandle, Client, ObjectHandle, ObjectReader
 from shardmill.client.downloading import CONNECTIONS, Download, is_special
 from shardmill.core.errors import BadRequest, ObjectNotFound
 from shardmill.core.jobs import JobPlan
@@ -43,6 +43,7 @@ from shardmill.core.templates import expand, listing_prefix, match_listing, need
 
 _Result = TypeVar("_Result")
 
+BY_THE_NODE = 1 << 30  # bytes; a node is silent while it copies, and counts as gone after five minutes
 PARALLEL = 8  # transfers at once; beyond, one client gains nothing on a loopback or a 10 Gbit/s link
 
 
@@ -50,6 +51,14 @@ PARALLEL = 8  # transfers at once; beyond, one client gains nothing on a loopbac
 class _Download:
     source: Location
     target: Path
+    size: int | None
+    """Bytes as listed; None: not listed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    source: Location
+    target: ObjectHandle
     size: int | None
     """Bytes as listed; None: not listed."""
 
@@ -175,43 +184,74 @@ def cp(
     json: JsonOption = False,
     endpoint: EndpointOption = None,
 ) -> None:
-    """Copy objects from bucket to bucket, through here; with --transform have the node store their transformed form.
+    """Have the node copy objects from bucket to bucket; with --transform, store their transformed form.
 
-    That is a job of the node: it goes on where it stopped when the same command is given again.
+    That is a job of the node: it goes on where it stopped when the same command is given again. Copies of what is
+    larger than 1 GiB, or at another node, pass through here.
     """
     for text, instead in ((source, "put"), (target, "get")):
         if not is_remote(text):
             raise BadRequest(f"{text} is a local path; use: shardmill {instead} {source} {target}")
     options = Options(transform, seed, epoch, start, count)
     bucket, base = split_prefix(target)
-    into = connect(endpoint).bucket(bucket)
+    own = connect(endpoint)
+    into = own.bucket(bucket)
     job = _job_of(source, target, recursive, options, rename, endpoint)
     if job is not None:
-        _run_job(connect(endpoint), job, dry_run=dry_run, detach=detach, json=json)
+        _run_job(own, job, dry_run=dry_run, detach=detach, json=json)
         return
     given = [
         name for name, value in (("rename", rename), ("dry-run", dry_run), ("detach", detach), ("json", json)) if value
     ]
     if given:
         raise BadRequest(f"--{given[0]} is of jobs, which need --transform and a source at the node itself")
-    began, total = time.monotonic(), 0
-    if recursive:
-        client = connect(endpoint)
-        spec = options.resolve(client)
+    began = time.monotonic()
+    if recursive or _template_of(source):
+        spec = options.resolve(own)
         from_bucket, prefix = split_prefix(source)
-        keys = [item.key for item in client.bucket(from_bucket).list(prefix)]
-        if not keys:
-            raise ObjectNotFound(f"no object of {from_bucket} starts with {prefix!r}")
         base = base if not base or base.endswith("/") else base + "/"
-        skipped = len(prefix.rpartition("/")[0]) + 1 if "/" in prefix else 0
-        copies = [(Location(client, ObjectRef.of(from_bucket, key), spec), base + key[skipped:]) for key in keys]
+        copies = [
+            _Copy(Location(own, ObjectRef.of(from_bucket, key), spec), into.object(base + name), size)
+            for key, name, size in _named(own.bucket(from_bucket), prefix, is_template=not recursive)
+        ]
     else:
         location = locate(source, endpoint, options)
-        copies = [(location, base + location.name if not base or base.endswith("/") else base)]
-    for location, key in copies:
-        with location.open() as reader:
-            total += into.object(key).put(reader, meta=reader.meta.user).size
+        copies = [_Copy(location, into.object(base + location.name if not base or base.endswith("/") else base), None)]
+    total = sum(_copy(each, own.endpoint) for each in copies)
     say(summary("copied", len(copies), total, began))
+
+
+def _named(handle: BucketHandle, key: str, *, is_template: bool) -> Iterator[tuple[str, str, int | None]]:
+    """Keys of a template, or below a prefix; with their names from the last folder that is the same for all, and sizes.
+
+    Raises:
+        ObjectNotFound: A listing has nothing that fits.
+    """
+    if is_template and not needs_listing(key):
+        skipped = key.partition("{")[0].rfind("/") + 1
+        for name in expand(key):
+            yield name, name[skipped:], None
+        return
+    prefix = listing_prefix(key) if is_template else key
+    sizes = {item.key: item.size for item in handle.list(prefix)}
+    chosen = list(match_listing(key, sizes) if is_template else sizes)
+    if not chosen:
+        what = f"fits {key!r}" if is_template else f"starts with {key!r}"
+        raise ObjectNotFound(f"no object of {handle.uri} {what}")
+    skipped = prefix.rfind("/") + 1
+    for name in chosen:
+        yield name, name[skipped:], sizes[name]
+
+
+def _copy(copy: _Copy, endpoint: str) -> int:
+    """Copy one object, by the node at `endpoint` if it has both ends; returns its size."""
+    source = copy.source
+    if source.transform is None and source.member is None and source.client.endpoint == endpoint:
+        size = source.head().size if copy.size is None else copy.size
+        if 0 <= size <= BY_THE_NODE:
+            return source.handle.copy_to(copy.target).size
+    with source.open() as reader:
+        return copy.target.put(reader, meta=reader.meta.user).size
 
 
 @dataclass(frozen=True, slots=True)
