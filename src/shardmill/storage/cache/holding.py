@@ -323,6 +323,11 @@ class Holding:
             except InsufficientStorage:
                 # All can be read; what is missing is what it would be known by after a reboot.
                 self.log = log
+            except ShardmillError:
+                if not self._is_gone:
+                    raise
+                # Its file was removed before it had its name.
+                self.log = log
             if self._is_gone:
                 await self._upstream.disk.unlink([found for found in (self.path, self.log) if found is not None])
 
