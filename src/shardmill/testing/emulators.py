@@ -118,7 +118,7 @@ def seaweedfs(programs: Path) -> Iterator[Emulator]:
         }
         (directory / "s3.json").write_text(json.dumps({"identities": [identity]}))
         (directory / "data").mkdir()
-        filer = ""
+        filer, left = "", list[Path]()
 
         def command(port: str) -> Command:
             nonlocal filer
@@ -126,13 +126,22 @@ def seaweedfs(programs: Path) -> Iterator[Emulator]:
             ports = dict(zip(places, _free_ports(len(places)), strict=True))
             filer = f"http://127.0.0.1:{ports['filer.port']}"
             flags = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", f"-s3.port={port}", "-volume.max=400"]
-            flags += ["-master.volumeSizeLimitMB=64", "-s3.port.iceberg=0", f"-s3.config={directory / 's3.json'}"]
+            flags += ["-master.volumeSizeLimitMB=64", "-master.telemetry=false", f"-s3.config={directory / 's3.json'}"]
+            # Of ports that it takes unasked two servers could not both have one.
+            flags += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
+            flags += [f"-{part}.localSocket={directory / part}.sock" for part in ("filer", "s3")]
             flags += [f"-{place}={number}" for place, number in ports.items()]
+            # These it makes whatever it is told, and leaves there.
+            left.extend(Path(f"/tmp/seaweedfs-{part}-grpc-{ports[f'{part}.port.grpc']}.sock") for part in _WEED_PARTS)
             return [programs / "venv/bin/weed", "server", f"-dir={directory / 'data'}", *flags]
 
-        with _running("seaweedfs", command) as emulator:
-            emulator.filer = filer
-            yield emulator
+        try:
+            with _running("seaweedfs", command) as emulator:
+                emulator.filer = filer
+                yield emulator
+        finally:
+            for path in left:
+                path.unlink(missing_ok=True)
 
 
 def make_seaweedfs_bucket(emulator: Emulator) -> str:
